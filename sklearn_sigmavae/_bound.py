@@ -1,0 +1,233 @@
+"""The variational bound: its terms, and the points its expectation is taken over."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.special import gammaincinv, ndtri
+from scipy.stats import qmc
+from torch import nn
+
+# An expectation over q(z|x) is taken over at least this many points.
+N_POINTS = 64
+
+
+def kl_divergence(mean, log_var):
+    """KL(q(z|x) || p(z)) in nats, per row and component; p(z) is standard normal."""
+    return 0.5 * (mean * mean + log_var.exp() - 1 - log_var)
+
+
+def bound_terms(vae, noise, x, eps, scale):
+    """Log-likelihood and KL terms of the bound, in internal units.
+
+    Parameters
+    ----------
+    vae : VAE
+        The module.
+    noise : NoiseModel
+        The noise model.
+    x : torch.Tensor of shape (n, *input_shape)
+        Clean data.
+    eps : torch.Tensor of shape (n_points, n or 1, n_components)
+        Standard normal points at which q(z|x) is evaluated.
+    scale : float or None
+        Scale of the noise.
+
+    Returns
+    -------
+    log_likelihood : torch.Tensor of shape (n_points, n)
+        log p(x|z) at each point, in nats.
+    kl : torch.Tensor of shape (n,)
+        KL(q(z|x) || p(z)), in nats.
+    """
+    mean, log_var = vae.encode(x)
+    z = mean + torch.exp(0.5 * log_var) * eps
+    kl = kl_divergence(mean, log_var).sum(1)
+    return noise.log_prob(x, vae.decode(z), scale), kl
+
+
+def integration_points(n_components, n_points=N_POINTS):
+    """Fixed points whose mean replaces the expectation over a standard normal.
+
+    Pairs of opposite points along the columns of random rotations, so that odd moments
+    vanish, at radii that follow the chi distribution, scaled so that the matrix of
+    second moments is the identity: quadratics are integrated exactly, and with them
+    the bound of a linear decoder with Gaussian noise.
+
+    Parameters
+    ----------
+    n_components : int
+        Dimension k of the points.
+    n_points : int
+        Least number of points; rounded up to a multiple of 2 k.
+
+    Returns
+    -------
+    points : ndarray of shape (2 * k * n_rotations, k), float64
+        In an order that is random but the same in every call.
+    """
+    k = n_components
+    random_state = np.random.RandomState(0)
+    n_rotations = math.ceil(n_points / (2 * k))
+    # Quantiles of the chi-squared distribution at the middles of equal strata.
+    strata = (np.arange(n_rotations) + 0.5) / n_rotations
+    squared_radii = 2 * gammaincinv(k / 2, strata)
+    radii = np.sqrt(squared_radii * k / squared_radii.mean())
+    columns = np.concatenate(
+        [radius * _random_rotation(k, random_state).T for radius in radii]
+    )
+    return random_state.permutation(np.concatenate([columns, -columns]))
+
+
+def _random_rotation(k, random_state):
+    # The QR decomposition of a Gaussian matrix; any signs of its columns will do here.
+    return np.linalg.qr(random_state.standard_normal((k, k)))[0]
+
+
+def importance_points(n_components, n_samples):
+    """Fixed standard normal points for importance-weighted bounds.
+
+    Quasi-random points of scipy, since importance weights are far from quadratic.
+
+    Parameters
+    ----------
+    n_components : int
+        Dimension k of the points.
+    n_samples : int
+        Number of importance samples in one bound.
+
+    Returns
+    -------
+    points : ndarray of shape (n_groups * n_samples, k), float64
+        At least ``N_POINTS`` in all. The points of one group are spread out over the
+        sequence.
+    """
+    n_points = n_samples * math.ceil(N_POINTS / n_samples)
+    # Sobol points come in powers of two.
+    sobol = qmc.Sobol(n_components, seed=0).random_base2((n_points - 1).bit_length())
+    normal = ndtri(np.clip(sobol, 1e-12, 1 - 1e-12))
+    return np.random.RandomState(0).permutation(normal)[:n_points]
+
+
+def importance_weighted_bound(vae, noise, x, points, n_samples, scale):
+    """Bound from importance samples, the tighter the more there are of them.
+
+    Parameters
+    ----------
+    vae : VAE
+        The module.
+    noise : NoiseModel
+        The noise model.
+    x : torch.Tensor of shape (n, *input_shape)
+        Clean data.
+    points : torch.Tensor of shape (n_groups * n_samples, n_components)
+        Standard normal points. The bound is the mean over groups of consecutive ones.
+    n_samples : int
+        Number of importance samples in a group.
+    scale : float
+        Scale of the noise.
+
+    Returns
+    -------
+    bound : torch.Tensor of shape (n,)
+        In nats.
+    """
+    mean, log_var = vae.encode(x)
+    # Each row sees the points in the reflection that its own code says: the errors of
+    # rows are then not all the same, and average out in the score of many.
+    eps = points.unsqueeze(1) * torch.where(mean < 0, -1.0, 1.0).to(mean.dtype)
+    z = mean + torch.exp(0.5 * log_var) * eps
+    log_joint = noise.log_prob(x, vae.decode(z), scale) - 0.5 * (z * z).sum(-1)
+    log_weights = log_joint + 0.5 * (eps * eps + log_var).sum(-1)
+    groups = log_weights.reshape(-1, n_samples, len(x))
+    return (groups.logsumexp(dim=1) - math.log(n_samples)).mean(dim=0)
+
+
+class NegativeBound(nn.Module):
+    """The training loss: minus the bound, in nats per row and in the data's units.
+
+    Parameters
+    ----------
+    noise : NoiseModel
+        The noise model.
+    beta : float
+        Weight of the KL term.
+    scale : float or None
+        Scale of the noise, in internal units; None for noise without one.
+    log_volume : float
+        Added to the loss: what the change of units does to the density.
+    min_scale : float or None, default=None
+        If given, the scale is learned: in training it is the maximum-likelihood scale
+        of each batch, never below this, and in evaluation that of the last epoch.
+    """
+
+    def __init__(self, noise, beta, scale, log_volume, min_scale=None):
+        super().__init__()
+        self.noise = noise
+        self.beta = beta
+        self.scale = scale
+        self.log_volume = log_volume
+        self.min_scale = min_scale
+        self.powers = []
+
+    @property
+    def learns_scale(self):
+        """bool : Whether the scale is learned."""
+        return self.min_scale is not None
+
+    def forward(self, vae, x, eps):
+        """Mean loss of rows, in two parts.
+
+        The same as from :func:`bound_terms`, in fewer operations, since on small
+        batches each one has its price: sums run over all rows at once, and what takes
+        no part in the gradient is kept apart.
+
+        Parameters
+        ----------
+        vae : VAE
+            The module.
+        x : torch.Tensor of shape (n, *input_shape)
+            Clean data.
+        eps : torch.Tensor of shape (n, n_components) or (n_points, n, n_components)
+            Standard normal points at which q(z|x) is evaluated.
+
+        Returns
+        -------
+        loss : torch.Tensor of shape ()
+            What to minimise.
+        constant : float or torch.Tensor of shape ()
+            To be added to it for a value in nats.
+        """
+        mean, log_var = vae.encode(x)
+        std = torch.exp(0.5 * log_var)
+        location = vae.decode(torch.addcmul(mean, std, eps))
+        n_rows, n_components = mean.shape
+        n_points = eps.numel() // n_components
+        n_features = location.numel() // n_points
+        if eps.ndim > mean.ndim:
+            x = x.expand_as(location)
+        x, location = x.flatten(), location.flatten()
+        learn = self.training and self.min_scale is not None
+        scale = self._batch_scale(x, location) if learn else self.scale
+        energy = self.noise.energy(x, location, scale)
+        squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std).sum()
+        weight = 0.5 * self.beta * n_points / n_rows
+        loss = torch.add(energy, squares, alpha=weight) * (1 / n_points)
+        constant = n_features * self.noise.log_normalizer(scale) + self.log_volume
+        return loss, constant - 0.5 * self.beta * n_components
+
+    def _batch_scale(self, x, location):
+        # No gradient is needed through the scale: at its maximum the likelihood's
+        # derivative with respect to it is zero.
+        with torch.no_grad():
+            power = self.noise.mean_power(x, location)
+            self.powers.append((power, x.numel()))
+            return (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
+
+    def end_epoch(self):
+        """Make the scale of the batches since the last call that of evaluations."""
+        if self.powers:
+            powers, sizes = zip(*self.powers, strict=True)
+            mean = np.average(torch.stack(powers).tolist(), weights=sizes)
+            self.scale = max(self.min_scale, float(mean) ** (1 / self.noise.exponent))
+            self.powers = []

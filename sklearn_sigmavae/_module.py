@@ -1,0 +1,191 @@
+"""The torch module: encode, decode, and the internal units it works in."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+# Means of features, in internal units, up to which one float32 number may stand for
+# them: its rounding is then of the order of the data's own.
+_SMALL_SHIFT = 8
+
+# Rows are converted in blocks of about this many numbers, which stay in cache.
+_BLOCK = 2**17
+
+
+@dataclass(frozen=True)
+class Units:
+    """Affine map between data and the units that the networks see.
+
+    One scalar scales all features, since noise is isotropic and per-feature scales
+    explode on rare features; only per-feature noise scales make the scale differ, such
+    that the noise has the same scale in every feature inside.
+
+    Attributes
+    ----------
+    offset, scale : ndarray of shape (n_features,), float64
+        Internal value = (data - offset) / scale.
+    """
+
+    offset: np.ndarray
+    scale: np.ndarray
+
+    @property
+    def log_volume(self):
+        """float : Sum of log scales: log-density inside minus log-density of data."""
+        return float(np.log(self.scale).sum())
+
+    @classmethod
+    def identity(cls, n_features):
+        """Units in which data stays as it is."""
+        return cls(offset=np.zeros(n_features), scale=np.ones(n_features))
+
+    @classmethod
+    def of_data(cls, X, relative_scale):
+        """Units that centre an array and scale it to a mean variance of one.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, n_features)
+            Training data.
+        relative_scale : ndarray of shape (n_features,)
+            Features are divided by it first; its geometric mean is one.
+
+        Returns
+        -------
+        units : Units
+
+        Raises
+        ------
+        ValueError
+            If the spread of the data is not finite in float64.
+        """
+        low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
+        with np.errstate(over="ignore"):
+            divisor = relative_scale * ((high - low) / relative_scale).max()
+        if not np.isfinite(divisor).all():
+            raise ValueError(
+                "The spread of X is not finite in float64: its values are too large. "
+                "Rescale X before fitting."
+            )
+        if not divisor.all():
+            return cls(offset=low, scale=np.array(relative_scale))
+        # Seen from the middle of the range, in units of the range, no sum loses digits,
+        # overflows or underflows.
+        middle = low + 0.5 * (high - low)
+        total, squares = np.zeros(X.shape[1]), 0.0
+        for rows in _blocks(X):
+            deviation = (rows - middle) / divisor
+            total += deviation.sum(axis=0)
+            squares += np.vdot(deviation, deviation)
+        mean = total / len(X)
+        variance = squares / X.size - np.square(mean).mean()
+        return cls(offset=middle + mean * divisor, scale=divisor * np.sqrt(variance))
+
+    def to_internal(self, X):
+        """Data to a tensor in internal units, of the same dtype.
+
+        The result is as exact as arithmetic in float64 rounded at the end.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, n_features), float32 or float64
+
+        Returns
+        -------
+        x : torch.Tensor of shape (n_samples, n_features)
+        """
+        # Torch warns of read-only arrays.
+        x = torch.from_numpy(X if X.flags.writeable else X.copy())
+        if X.dtype != np.float32 or self._float32_terms is None:
+            x = (x - torch.from_numpy(self.offset)) / torch.from_numpy(self.scale)
+            return x.to(torch.float64 if X.dtype == np.float64 else torch.float32)
+        high, low, inverse = self._float32_terms
+        x = x - high
+        if low is not None:
+            x -= low
+        x *= inverse
+        return x
+
+    @cached_property
+    def _float32_terms(self):
+        """Float32 tensors a, b, c with internal value = (data - a - b) * c, or None.
+
+        The offset is a sum of two numbers, of which the first is subtracted without
+        error wherever large numbers cancel; where they do not, b is None. A c common to
+        all features is a number, which is faster. None if the range of float32 is too
+        small for the scales.
+        """
+        extremes = np.concatenate([self.scale, np.abs(self.offset)])
+        if self.scale.min() < 1e-30 or extremes.max() > 1e30:
+            return None
+        high = self.offset.astype(np.float32)
+        low = None
+        if np.abs(self.offset / self.scale).max() > _SMALL_SHIFT:
+            low = torch.from_numpy((self.offset - high).astype(np.float32))
+        if np.ptp(self.scale) == 0:
+            inverse = float(1 / self.scale[0])
+        else:
+            inverse = torch.from_numpy((1 / self.scale).astype(np.float32))
+        return torch.from_numpy(high), low, inverse
+
+    def to_data(self, x):
+        """Internal units to data, in float64.
+
+        Parameters
+        ----------
+        x : ndarray of shape (n_samples, n_features)
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features), float64
+        """
+        return x * self.scale + self.offset
+
+
+def _blocks(X):
+    step = max(1, _BLOCK // max(1, X[0].size)) if len(X) else 1
+    return (X[start : start + step] for start in range(0, len(X), step))
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with the units they work in.
+
+    Parameters
+    ----------
+    encoder, decoder : torch.nn.Module
+        See :mod:`sklearn_sigmavae.networks` for their shapes.
+    units : Units
+        Map between data and the networks' units.
+    n_components : int
+        Dimension of the codes.
+    """
+
+    def __init__(self, encoder, decoder, units, n_components):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.units = units
+        self.n_components = n_components
+
+    def encode(self, x):
+        """Mean and log-variance of q(z|x), each of shape (n, n_components)."""
+        return self.encoder(x).chunk(2, dim=1)
+
+    def decode(self, z):
+        """Locations for codes of shape (..., n_components), any leading dimensions."""
+        if z.ndim == 2:
+            return self.decoder(z)
+        location = self.decoder(z.flatten(0, -2))
+        return location.reshape(*z.shape[:-1], *location.shape[1:])
+
+    def forward(self, x):
+        """Mean of q(z|x)."""
+        return self.encode(x)[0]
+
+    @property
+    def device(self):
+        """torch.device : Where the parameters live."""
+        return next(self.parameters()).device

@@ -1,0 +1,380 @@
+"""Training: a skorch net that maximises the bound at the speed of a bare loop."""
+
+import math
+import signal
+import threading
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from skorch.utils import TeeGenerator
+from torch.utils.data import TensorDataset
+
+from ._batches import EvaluationBatches, TrainingBatches
+
+# The fused variants update all parameters in one call. Adam's eps is far below any
+# gradient, so that a common factor in the loss, such as beta's, changes nothing.
+OPTIMIZERS = {
+    "adam": (torch.optim.Adam, {"eps": 1e-12, "fused": True}),
+    "adamw": (torch.optim.AdamW, {"eps": 1e-12, "fused": True}),
+    "sgd": (torch.optim.SGD, {"fused": True}),
+}
+
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+
+# About how many points the held-out bound of an epoch is taken over: enough to tell
+# epochs apart on few rows, two for each of many.
+_VALIDATION_POINTS = 2048
+
+# The same for the learned scale of the noise, which is computed once.
+_SCALE_POINTS = 2**15
+
+
+class BoundNet(NeuralNet):
+    """skorch net whose module is a VAE and whose criterion is the negative bound.
+
+    Parameters
+    ----------
+    module : VAE
+        The module to train.
+    criterion : NegativeBound
+        The loss.
+    seed : int
+        Seed of the order of the rows and of the draws from q(z|x).
+    one_cycle : bool
+        Whether the learning rate warms up to ``lr`` and falls to zero, or is constant.
+    structure : dict
+        The parameters that shaped the module, for training that continues.
+    **kwargs
+        Parameters of :class:`skorch.NeuralNet`.
+    """
+
+    # Everything that holds tensors is pickled together, so that what is shared stays
+    # shared; skorch maps it to the CPU where the device is missing.
+    cuda_dependent_attributes_ = ["module", "criterion", "optimizer"]
+
+    def __init__(self, module, criterion, *, seed, one_cycle, structure, **kwargs):
+        super().__init__(module, criterion, train_split=None, **kwargs)
+        self.seed = seed
+        self.one_cycle = one_cycle
+        self.structure = structure
+
+    def resume(self, other):
+        """Go on from another net: its optimizer's state and its history."""
+        self.history_ = deepcopy(other.history_)
+        if type(self.optimizer_) is type(other.optimizer_):
+            self.optimizer_.load_state_dict(deepcopy(other.optimizer_.state_dict()))
+            for group in self.optimizer_.param_groups:
+                group["lr"] = self.lr
+        return self
+
+    def train(self, x_train, x_val):
+        """Train for ``max_epochs`` epochs, on tensors in internal units.
+
+        Unlike skorch's ``fit`` it lets ``KeyboardInterrupt`` through, unless a callback
+        raised it, which is skorch's way to stop early.
+
+        Parameters
+        ----------
+        x_train : torch.Tensor of shape (n_samples, ...)
+            Rows to train on.
+        x_val : torch.Tensor of shape (n_val_samples, ...) or None
+            Held-out rows, whose loss is recorded.
+        """
+        datasets = tuple(
+            None if x is None else TensorDataset(x, x) for x in (x_train, x_val)
+        )
+        device = x_train.device
+        self.parameters_ = list(self.module_.parameters())
+        self.generator_ = torch.Generator(device).manual_seed(self.seed)
+        self.scheduler_ = None
+        if self.one_cycle:
+            n_steps = self.max_epochs * len(self.get_iterator(datasets[0], True))
+            self.scheduler_ = torch.optim.lr_scheduler.OneCycleLR(
+                # One more than is taken: the scheduler runs ahead of the optimizer.
+                self.optimizer_,
+                self.lr,
+                total_steps=n_steps + 1,
+                cycle_momentum=False,
+            )
+        self.watches_batches_ = any(
+            getattr(type(callback), hook) is not getattr(Callback, hook)
+            for _, callback in self.callbacks_
+            for hook in _BATCH_HOOKS
+        )
+        try:
+            with _watch_for_sigint() as self.interrupts_, isolated_rng(self.seed):
+                with suppress(StopTraining):
+                    self.notify("on_train_begin", X=datasets, y=None)
+                    self.fit_loop(datasets)
+                with suppress(StopTraining):
+                    self.notify("on_train_end", X=datasets, y=None)
+        finally:
+            # These hold state of this run alone, some of which cannot be pickled.
+            del self.parameters_, self.generator_, self.scheduler_
+            del self.watches_batches_, self.interrupts_
+            self._set_training(False)
+
+    def notify(self, method_name, **kwargs):
+        """Call a method of this net and of each callback."""
+        getattr(self, method_name)(self, **kwargs)
+        stop = False
+        # All callbacks see the hook in which one of them stops the training.
+        for _, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **kwargs)
+            except StopTraining:
+                stop = True
+            except KeyboardInterrupt:
+                if self.interrupts_:
+                    raise
+                stop = True
+        if stop:
+            raise StopTraining
+
+    def get_split_datasets(self, X, y=None, **fit_params):
+        """Pass the pair of datasets through; the estimator has split them."""
+        return X
+
+    def get_iterator(self, dataset, training=False):
+        """Batches of a dataset, shuffled in training."""
+        k = self.module_.n_components
+        if training:
+            return TrainingBatches(dataset, self.batch_size, k, self.generator_)
+        return EvaluationBatches(dataset, k, _VALIDATION_POINTS)
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """Run an epoch, reading its loss out once, unless a callback sees batches."""
+        if iterator is None:
+            return
+        self._set_training(training)
+        if self.watches_batches_:
+            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+        else:
+            self.history.new_batch()
+            self.history.record_batch(prefix + "_loss", _mean_loss(iterator, step_fn))
+            self.history.record_batch(prefix + "_batch_size", len(iterator.dataset))
+            self.history.record(prefix + "_batch_count", len(iterator))
+        if training:
+            self._check_finite(self.history[-1, "batches", :, prefix + "_loss"])
+            self.criterion_.end_epoch()
+
+    def train_step(self, batch, **fit_params):
+        """Take one optimisation step."""
+        x, eps = batch
+        # As zero_grad does, less what that records for profilers at each step.
+        for parameter in self.parameters_:
+            parameter.grad = None
+        loss, constant = self.criterion_(self.module_, x, eps)
+        loss.backward()
+        if self.watches_batches_:
+            parameters = TeeGenerator(self.get_all_learnable_params())
+            self.notify(
+                "on_grad_computed",
+                named_parameters=parameters,
+                batch=batch,
+                training=True,
+            )
+        self._step_optimizer(None)
+        if self.scheduler_ is not None:
+            self.scheduler_.step()
+        return self._step_result(loss.detach() + constant, x)
+
+    def validation_step(self, batch, **fit_params):
+        """Loss of held-out rows."""
+        x, eps = batch
+        with torch.no_grad():
+            loss, constant = self.criterion_(self.module_, x, eps)
+        return self._step_result(loss + constant, x)
+
+    def _step_result(self, loss, x):
+        step = {"loss": loss}
+        if self.watches_batches_:
+            # skorch's callbacks expect a prediction; it takes another pass.
+            # It is one of evaluation: dropout would draw from the random state, and a
+            # batch normalisation learn from each batch twice.
+            training = self.module_.training
+            self.module_.eval()
+            with torch.no_grad():
+                step["y_pred"] = self.infer(x)
+            self.module_.train(training)
+        return step
+
+    def validation_loss(self, dataset):
+        """Mean loss of a dataset at the present weights."""
+        self._set_training(False)
+        return _mean_loss(self.get_iterator(dataset), self.validation_step)
+
+    def learn_scale(self, x):
+        """Set the learned scale to the maximum-likelihood one over rows `x`."""
+        batches = EvaluationBatches(
+            TensorDataset(x, x), self.module_.n_components, _SCALE_POINTS
+        )
+        self.criterion_.powers.clear()
+        self.criterion_.train()
+        with torch.no_grad():
+            for rows, eps in batches:
+                self.criterion_(self.module_, rows, eps)
+        self.criterion_.eval()
+        self.criterion_.end_epoch()
+
+    def _check_finite(self, losses):
+        if not all(map(math.isfinite, losses)):
+            raise ValueError(
+                f"Training diverged: the loss is no longer finite in epoch "
+                f"{len(self.history)}. Lower learning_rate (now {self.lr:g}), or raise "
+                "sigma or batch_size; if that does not help, look for outliers in X."
+            )
+
+
+def _mean_loss(batches, step_fn):
+    losses, sizes = [], []
+    for batch in batches:
+        losses.append(step_fn(batch)["loss"])
+        sizes.append(len(batch[0]))
+    losses = torch.stack(losses).double()
+    return (losses @ losses.new_tensor(sizes) / sum(sizes)).item()
+
+
+class StopTraining(Exception):
+    """Raised by a callback, ends the training and keeps what it reached."""
+
+
+class KeepBest(Callback):
+    """Ends with the weights of the best held-out loss, the start's included.
+
+    Parameters
+    ----------
+    patience : int or None
+        Stop after this many epochs without an improvement; None never stops.
+    tol : float
+        Least improvement that counts for `patience`, in nats.
+    """
+
+    def __init__(self, patience, tol):
+        self.patience = patience
+        self.tol = tol
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Evaluate the start."""
+        self._best_loss = net.validation_loss(X[1])
+        if math.isnan(self._best_loss):
+            self._best_loss = math.inf
+        self._reference = self._best_loss
+        self._misses = 0
+        self._keep(net)
+
+    def on_epoch_end(self, net, **kwargs):
+        """Keep the weights if they are the best, stop if none were for long."""
+        loss = net.history[-1, "valid_loss"]
+        if loss < self._best_loss:
+            self._best_loss = loss
+            self._keep(net)
+        if loss < self._reference - self.tol:
+            self._reference = loss
+            self._misses = 0
+        else:
+            self._misses += 1
+        if self._misses == self.patience:
+            raise StopTraining
+
+    def on_train_end(self, net, **kwargs):
+        """Restore the best weights."""
+        net.module_.load_state_dict(self._weights)
+        del self._weights
+
+    def _keep(self, net):
+        self._weights = deepcopy(net.module_.state_dict())
+
+
+class ProgressBar(Callback):
+    """A tqdm bar over epochs that shows the bound, in nats per row."""
+
+    def on_train_begin(self, net, **kwargs):
+        """Open the bar."""
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(total=net.max_epochs, desc="SigmaVAE", unit="epoch")
+
+    def on_epoch_end(self, net, **kwargs):
+        """Show the epoch's bounds."""
+        names = {"train_loss": "bound", "valid_loss": "held-out"}
+        row = net.history[-1]
+        shown = {name: f"{-row[key]:.3f}" for key, name in names.items() if key in row}
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def on_train_end(self, net, **kwargs):
+        """Close the bar."""
+        self._bar.close()
+        del self._bar
+
+
+@contextmanager
+def _watch_for_sigint():
+    """List that is non-empty once the user has pressed Ctrl-C.
+
+    skorch's callbacks raise KeyboardInterrupt to stop early; only this tells one from
+    the other. Signals reach the main thread alone, so elsewhere none can come.
+    """
+    received = []
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(
+        previous
+    ):
+        yield received
+        return
+
+    def handle(signum, frame):
+        received.append(signum)
+        previous(signum, frame)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _IsolatedRng:
+    """Torch's global random state, seeded for a while and then put back.
+
+    The first to enter saves the state and the last to leave restores it, so that fits
+    in several threads leave it untouched too.
+    """
+
+    def __init__(self):
+        self.lock = threading.RLock()
+        self.depth = 0
+
+    @contextmanager
+    def __call__(self, seed):
+        """Context in which the state starts at `seed`, shared with other threads."""
+        with self.lock:
+            if self.depth == 0:
+                n_devices = (
+                    torch.cuda.device_count() if torch.cuda.is_initialized() else 0
+                )
+                self.fork = torch.random.fork_rng(devices=range(n_devices))
+                self.fork.__enter__()
+            self.depth += 1
+            torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.depth -= 1
+                if self.depth == 0:
+                    self.fork.__exit__(None, None, None)
+
+    @contextmanager
+    def alone(self, seed):
+        """Context that keeps other threads' contexts out; for short work."""
+        with self.lock, self(seed):
+            yield
+
+
+# Networks take their initial weights, and dropout its masks, from torch's global state.
+isolated_rng = _IsolatedRng()

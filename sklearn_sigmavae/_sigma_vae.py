@@ -1,0 +1,605 @@
+"""The estimator: validate, hand over, return arrays."""
+
+from contextlib import contextmanager
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    _fit_context,
+)
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import (
+    HasMethods,
+    Interval,
+    StrOptions,
+    validate_params,
+)
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ._bound import (
+    bound_terms,
+    importance_points,
+    importance_weighted_bound,
+    integration_points,
+    kl_divergence,
+)
+from ._inference import decode_in_blocks, run_in_blocks
+from ._net import OPTIMIZERS
+from ._training import train_net
+from .networks import ACTIVATIONS
+from .noise import ALIASES, NoiseModel
+
+
+class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    r"""Variational autoencoder with a noise scale σ that you choose and can score.
+
+    The decoder assumes that the data carries noise of scale ``sigma``, while the
+    encoder sees clean data only [1]_. Training maximises, over rows :math:`x`,
+
+    .. math::
+
+        \mathbb{E}_{q(z|x)} \log p(x \mid \nu(z), \sigma)
+        - \beta\, \mathrm{KL}(q(z|x) \,\|\, p(z))
+
+    and starts at the exact optimum of the linear model, probabilistic PCA with noise
+    variance :math:`\sigma^2` [2]_. The nonlinear part of the networks
+    grows from there. :meth:`score` is a normalised likelihood bound, so that
+    ``sigma`` can be searched over and scores compare with those of
+    :class:`~sklearn.decomposition.PCA`.
+
+    Data needs no scaling: it is centred, and divided by one number, inside.
+
+    Parameters
+    ----------
+    n_components : int, default=16
+        Number of components, the dimension of the codes. It may exceed the number of
+        features; components without use stay at the prior
+        (``n_active_components_`` counts the others).
+    sigma : float, array-like of shape (n_features,) or "mle", default=1.0
+        Scale of the noise in the units of `X`, one for all features or one for each.
+        Smaller values keep more detail and use more components. "mle" learns the
+        maximum-likelihood scale of the residuals [3]_.
+    beta : float, default=1.0
+        Weight of the KL term in training. A model with ``beta`` is a model with
+        another ``sigma`` (:func:`equivalent_beta`); scores are always taken at 1.
+    noise : {"gaussian", "laplace", "bernoulli"} or NoiseModel, default="gaussian"
+        Distribution of the noise. "bernoulli" is the vanilla VAE for data in [0, 1]:
+        it has no ``sigma``, and its scores compare only with each other.
+    network : "mlp" or recipe, default="mlp"
+        "mlp" stands for :class:`~sklearn_sigmavae.networks.MLP` with the two
+        parameters below. A recipe is an object with methods
+        ``encoder(input_shape, n_components)`` and
+        ``decoder(n_components, output_shape)`` that return modules: the encoder's maps
+        (n, \*input_shape) to (n, 2 * n_components), mean then log-variance, the
+        decoder's (n, n_components) to (n, \*output_shape), in centred and scaled units
+        (logits for Bernoulli noise).
+    hidden_layer_sizes : tuple of int, default=(256, 256)
+        Widths of the encoder's hidden layers, for "mlp"; the decoder mirrors them.
+        ``()`` is the linear model.
+    activation : {"silu", "gelu", "relu", "elu", "leaky_relu", "softplus", "tanh"}, \
+            default="silu"
+        Activation of the hidden layers, for "mlp".
+    linear_path : bool, default=True
+        Whether to add a linear map to each network. It is where PCA goes.
+    init : {"pca", "random"}, default="pca"
+        Start at probabilistic PCA, with the networks at zero, or at random weights.
+        "pca" needs ``linear_path=True``; with Bernoulli noise, which has no closed
+        form, it starts the decoder at the mean of the data and all else at random.
+    optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
+        A first-order optimizer's name, or a class or function that takes parameters
+        and ``lr`` and returns a :class:`torch.optim.Optimizer`.
+    learning_rate : float, default=2e-3
+        Learning rate; its maximum for "one_cycle".
+    lr_schedule : {"one_cycle", "constant"}, default="one_cycle"
+        "one_cycle" warms up to ``learning_rate`` and falls to zero over all of
+        ``max_iter``. "constant" stays there and, with ``early_stopping``, may stop.
+        ``warm_start`` and ``partial_fit`` always run at a constant rate.
+    batch_size : int, default=128
+        Rows in a training batch.
+    max_iter : int, default=100
+        Number of epochs. ``0`` keeps the start.
+    early_stopping : bool, default=True
+        Whether to hold out rows and keep the weights of the best held-out epoch, the
+        start included. Otherwise all rows are trained on and the last weights kept.
+    validation_fraction : float, default=0.1
+        Fraction of the rows to hold out; ``X_val`` in :meth:`fit` replaces them.
+    n_iter_no_change : int, default=10
+        With ``lr_schedule="constant"``, stop after so many epochs without an
+        improvement of the held-out bound.
+    tol : float, default=1e-3
+        Least improvement that counts, in nats per row.
+    warm_start : bool, default=False
+        Whether :meth:`fit` continues from the last one, with the parameters of now.
+        Those that shape the model cannot change in between.
+    callbacks : list or None, default=None
+        skorch callbacks, copied for each fit. Those that see batches cost speed.
+    device : str or torch.device, default="auto"
+        "auto" is CUDA where there is one, else the CPU; or any device torch knows.
+    random_state : int, RandomState instance or None, default=None
+        Source of the initial weights, the held-out rows, and the randomness of
+        training. An int makes fits on the CPU identical, at the same number of threads.
+    verbose : int, default=0
+        With 1, a progress bar shows the bound in nats per row.
+
+    Attributes
+    ----------
+    sigma_ : float or ndarray of shape (n_features,)
+        Scale of the noise in use; None for Bernoulli noise.
+    noise_ : NoiseModel
+        The noise model in use.
+    module_ : torch.nn.Module
+        The trained module, in centred and scaled units.
+    net_ : skorch.NeuralNet
+        The skorch net that trained it.
+    history_ : skorch.history.History
+        Training history: a row for each epoch, with ``train_loss`` and, if rows were
+        held out, ``valid_loss``, minus the bound in nats per row.
+    n_iter_ : int
+        Number of epochs run.
+    n_active_components_ : int
+        Components whose mean KL divergence exceeds 0.01 nats (averaged over about
+        1000 training rows).
+    n_features_in_ : int
+        Number of features of the training data.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the features, if all are strings.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : The linear model, its noise scale fitted.
+    sklearn.decomposition.FactorAnalysis : The linear model with one scale per feature.
+    equivalent_beta : The ``beta`` that stands for another ``sigma``.
+
+    Notes
+    -----
+    Likelihoods of continuous data can mislead: constant or duplicated columns make them
+    grow without bound as σ falls, and discrete data has no density at all.
+
+    References
+    ----------
+    .. [1] S. Saremi, "Learning and Inference in Imaginary Noise Models",
+       arXiv:2005.09047, 2020.
+    .. [2] J. Lucas, G. Tucker, R. Grosse, M. Norouzi, "Don't Blame the ELBO! A Linear
+       VAE Perspective on Posterior Collapse", arXiv:1911.02469, 2019.
+    .. [3] O. Rybkin, K. Daniilidis, S. Levine, "Simple and Effective VAE Training with
+       Calibrated Decoders", arXiv:2006.13202, 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_sigmavae import SigmaVAE
+    >>> X, _ = load_digits(return_X_y=True)
+    >>> vae = SigmaVAE(n_components=10, sigma=3.0, max_iter=5, random_state=0).fit(X)
+    >>> vae.transform(X).shape
+    (1797, 10)
+    >>> vae.n_active_components_
+    10
+    """
+
+    _parameter_constraints: dict = {
+        "n_components": [Interval(Integral, 1, None, closed="left")],
+        "sigma": [
+            Interval(Real, 0, None, closed="neither"),
+            "array-like",
+            StrOptions({"mle"}),
+        ],
+        "beta": [Interval(Real, 0, None, closed="neither")],
+        "noise": [StrOptions(set(ALIASES)), NoiseModel],
+        "network": [StrOptions({"mlp"}), HasMethods(["encoder", "decoder"])],
+        "hidden_layer_sizes": [
+            "array-like",
+            Interval(Integral, 1, None, closed="left"),
+        ],
+        "activation": [StrOptions(set(ACTIVATIONS))],
+        "linear_path": ["boolean"],
+        "init": [StrOptions({"pca", "random"})],
+        "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "lr_schedule": [StrOptions({"one_cycle", "constant"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+        "callbacks": [list, None],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        n_components=16,
+        *,
+        sigma=1.0,
+        beta=1.0,
+        noise="gaussian",
+        network="mlp",
+        hidden_layer_sizes=(256, 256),
+        activation="silu",
+        linear_path=True,
+        init="pca",
+        optimizer="adam",
+        learning_rate=2e-3,
+        lr_schedule="one_cycle",
+        batch_size=128,
+        max_iter=100,
+        early_stopping=True,
+        validation_fraction=0.1,
+        n_iter_no_change=10,
+        tol=1e-3,
+        warm_start=False,
+        callbacks=None,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.n_components = n_components
+        self.sigma = sigma
+        self.beta = beta
+        self.noise = noise
+        self.network = network
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.linear_path = linear_path
+        self.init = init
+        self.optimizer = optimizer
+        self.learning_rate = learning_rate
+        self.lr_schedule = lr_schedule
+        self.batch_size = batch_size
+        self.max_iter = max_iter
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.warm_start = warm_start
+        self.callbacks = callbacks
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    # Fitting
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, *, X_val=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data, at least two rows, in any units.
+        y : Ignored
+            Present for API consistency.
+        X_val : array-like of shape (n_val_samples, n_features), default=None
+            Held-out rows to use instead of a random split, for grouped or ordered data.
+
+        Returns
+        -------
+        self : SigmaVAE
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a parameter or the data is not valid, before training starts.
+        ValueError
+            If the loss becomes non-finite. As after any failed call, the estimator is
+            then what it was before.
+        """
+        continues = self.warm_start and self.__sklearn_is_fitted__()
+        with self._unchanged_on_failure():
+            vars(self).pop("_random_state", None)
+            X = self._check_rows(X, reset=not continues, ensure_min_samples=2)
+            if X_val is not None:
+                X_val = self._check_rows(X_val, reset=False)
+            self._train(
+                X,
+                X_val,
+                continues=continues,
+                random_state=check_random_state(self.random_state),
+                epochs=self.max_iter,
+                schedule="constant" if self.warm_start else self.lr_schedule,
+                early_stopping=self.early_stopping,
+            )
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X, y=None):
+        """Train for one epoch on these rows, at a constant learning rate.
+
+        The first call sets the units and, with ``init="pca"``, the start from its rows;
+        it should have more rows than components.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data. The first call needs at least two rows.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        self : SigmaVAE
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As for :meth:`fit`.
+        """
+        continues = self.__sklearn_is_fitted__()
+        with self._unchanged_on_failure():
+            # scikit-learn's decorator does it before the first call only.
+            self._validate_params()
+            minimum = 1 if continues else 2
+            X = self._check_rows(X, reset=not continues, ensure_min_samples=minimum)
+            if not hasattr(self, "_random_state"):
+                self._random_state = check_random_state(self.random_state)
+            self._train(
+                X,
+                continues=continues,
+                random_state=self._random_state,
+                epochs=1,
+                schedule="constant",
+                early_stopping=False,
+            )
+        return self
+
+    # Inference
+
+    def transform(self, X):
+        """Posterior means: the codes of the rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Clean data.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, n_components)
+            Codes, of the dtype of `X` if that is a float32 or float64.
+        """
+        return self._infer(lambda vae, x: vae.encode(x)[0], X)
+
+    def inverse_transform(self, Z):
+        """Decode codes: the mean of the data given them.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, n_components)
+            Codes.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Data in the units of the training data.
+        """
+        check_is_fitted(self)
+        Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
+        if Z.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"Z has {Z.shape[1]} columns, but this SigmaVAE has "
+                f"n_components={self._n_features_out}; pass codes as transform returns "
+                "them."
+            )
+        return self._decode(Z).astype(Z.dtype, copy=False)
+
+    def posterior(self, X):
+        """Mean and standard deviation of the posterior q(z|x).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Clean data.
+
+        Returns
+        -------
+        mean, std : ndarray of shape (n_samples, n_components)
+        """
+
+        def both(vae, x):
+            mean, log_var = vae.encode(x)
+            return torch.stack([mean, torch.exp(0.5 * log_var)], dim=1)
+
+        mean_and_std = self._infer(both, X)
+        return mean_and_std[:, 0], mean_and_std[:, 1]
+
+    def kl_divergence(self, X):
+        """KL divergence of the posterior from the prior.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Clean data.
+
+        Returns
+        -------
+        kl : ndarray of shape (n_samples, n_components)
+            In nats: how much each component knows of each row.
+        """
+        return self._infer(lambda vae, x: kl_divergence(*vae.encode(x)), X)
+
+    @validate_params(
+        {
+            "X": "no_validation",
+            "n_importance_samples": [Interval(Integral, 1, None, closed="left"), None],
+        },
+        prefer_skip_nested_validation=True,
+    )
+    def score_samples(self, X, *, n_importance_samples=None):
+        """Lower bound on the log-likelihood of each row.
+
+        It is the bound at ``beta=1`` with the density's constant, whatever ``beta``
+        trained the model, so it compares across ``sigma`` and with ``PCA.score``.
+        The expectation is taken over fixed points, the same for every row and call.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Clean data.
+        n_importance_samples : int, default=None
+            If given, the tighter importance-weighted bound [1]_ with so many samples.
+
+        Returns
+        -------
+        score : ndarray of shape (n_samples,), float64
+            In nats.
+
+        References
+        ----------
+        .. [1] Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted
+           Autoencoders", arXiv:1509.00519, 2016.
+        """
+        check_is_fitted(self)
+        k, n_samples = self._n_features_out, n_importance_samples
+        noise, scale = self.noise_, self._internal_scale
+        # With one importance sample the bound is the plain one.
+        weighted = n_samples is not None and n_samples > 1
+        points = importance_points(k, n_samples) if weighted else integration_points(k)
+
+        def bound(vae, x):
+            eps = torch.as_tensor(points, dtype=x.dtype, device=x.device)
+            if weighted:
+                return importance_weighted_bound(vae, noise, x, eps, n_samples, scale)
+            log_likelihood, kl = bound_terms(vae, noise, x, eps.unsqueeze(1), scale)
+            return log_likelihood.mean(dim=0) - kl
+
+        scores = self._infer(bound, X, n_points=len(points))
+        return scores.astype(np.float64) - self.module_.units.log_volume
+
+    def score(self, X, y=None):
+        """Mean of :meth:`score_samples`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Clean data.
+        y : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        score : float
+            Lower bound on the mean log-likelihood of a row, in nats.
+        """
+        return float(self.score_samples(X).mean())
+
+    @validate_params(
+        {
+            "n_samples": [Interval(Integral, 1, None, closed="left")],
+            "add_noise": ["boolean"],
+            "random_state": ["random_state"],
+        },
+        prefer_skip_nested_validation=True,
+    )
+    def sample(self, n_samples=1, *, add_noise=False, random_state=None):
+        """Draw from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            How many rows to draw.
+        add_noise : bool, default=False
+            Whether to draw the noisy variable, whose density :meth:`score_samples`
+            scores, or clean data.
+        random_state : int, RandomState instance or None, default=None
+            Source of randomness; pass an int for reproducible draws.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Rows in the units of the training data.
+        """
+        check_is_fitted(self)
+        random_state = check_random_state(random_state)
+        Z = random_state.standard_normal((n_samples, self._n_features_out))
+        return self._decode(Z, noise_from=random_state if add_noise else None)
+
+    # Private
+
+    @property
+    def module_(self):
+        return self.net_.module_
+
+    @property
+    def history_(self):
+        return self.net_.history
+
+    @property
+    def _n_features_out(self):
+        return self.module_.n_components
+
+    @property
+    def _internal_scale(self):
+        if self.sigma_ is None:
+            return None
+        return float(np.ravel(self.sigma_ / self.module_.units.scale)[0])
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "net_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    _doc_link_module = "sklearn_sigmavae"
+    _doc_link_template = (
+        "https://sklearn-sigmavae.readthedocs.io/en/stable/generated/"
+        "sklearn_sigmavae.{estimator_name}.html"
+    )
+
+    def _check_rows(self, X, **kwargs):
+        dtype = [np.float64, np.float32]
+        return validate_data(self, X, dtype=dtype, order="C", **kwargs)
+
+    @contextmanager
+    def _unchanged_on_failure(self):
+        before = vars(self).copy()
+        try:
+            yield
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    def _infer(self, function, X, n_points=1):
+        check_is_fitted(self)
+        X = self._check_rows(X, reset=False, ensure_all_finite=False)
+        self.noise_.check_data(X)
+        return run_in_blocks(self.module_, function, X, n_points)
+
+    def _decode(self, Z, noise_from=None):
+        location = decode_in_blocks(self.module_, Z)
+        if noise_from is None:
+            x = self.noise_.mean(location)
+        else:
+            x = self.noise_.sample(location, self._internal_scale, noise_from)
+        return self.module_.units.to_data(x)
+
+    def _train(self, X, X_val=None, *, continues, **run):
+        previous = self.net_ if continues else None
+        # Also under a caller's torch.no_grad() or torch.inference_mode().
+        with torch.inference_mode(False), torch.enable_grad():
+            net = train_net(self, X, X_val, previous=previous, **run)
+        criterion, units = net.criterion_, net.module_.units
+        self.net_ = net
+        self.noise_ = criterion.noise
+        if criterion.learns_scale:
+            sigma = criterion.scale * units.scale
+            self.sigma_ = sigma if np.ptp(sigma) else float(sigma[0])
+        elif criterion.noise.has_scale:
+            # A copy: changing the parameter must not change the fitted model.
+            sigma = np.array(self.sigma, dtype=np.float64)
+            self.sigma_ = sigma if sigma.ndim else float(sigma)
+        else:
+            self.sigma_ = None
+        self.n_iter_ = len(net.history)
+        self.n_active_components_ = net.n_active_components_

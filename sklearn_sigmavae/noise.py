@@ -1,0 +1,322 @@
+"""The noise models: each density is written once, for loss, score and sampling.
+
+A noise model is the distribution of the noisy variable given the decoder's output.
+It is a small clonable object, so that its parameters can be searched over
+(``noise__exponent``). To add one, subclass :class:`NoiseModel` and, if it deserves a
+short name, add a line to ``ALIASES``.
+"""
+
+import math
+from abc import ABCMeta, abstractmethod
+from numbers import Real
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch.nn import functional as F
+
+__all__ = [
+    "BernoulliNoise",
+    "GeneralizedNormalNoise",
+    "NoiseModel",
+    "equivalent_beta",
+]
+
+
+class NoiseModel(BaseEstimator, metaclass=ABCMeta):
+    """Distribution of an observation given its location, independent over features.
+
+    Attributes
+    ----------
+    has_scale : bool
+        Whether the density has a scale, the estimator's ``sigma``. Without one the
+        data is used as it is, neither centred nor scaled.
+    """
+
+    has_scale = True
+
+    @abstractmethod
+    def energy(self, x, location, scale):
+        """Part of minus the log-density that depends on `x` and `location`.
+
+        Parameters
+        ----------
+        x, location : torch.Tensor of shape (..., n_features)
+            Observations and locations; their leading dimensions broadcast.
+        scale : float or torch.Tensor of shape ()
+            Scale of the noise, in the units of `x`.
+
+        Returns
+        -------
+        energy : torch.Tensor of shape (...)
+            Sum over features, in nats.
+        """
+
+    @abstractmethod
+    def log_normalizer(self, scale):
+        """Other part of minus the log-density, of one feature, in nats.
+
+        Parameters
+        ----------
+        scale : float or torch.Tensor of shape ()
+            Scale of the noise.
+
+        Returns
+        -------
+        log_normalizer : float or torch.Tensor of shape ()
+        """
+
+    def log_prob(self, x, location, scale):
+        """Log-density of each observation, summed over features, in nats.
+
+        Parameters and shape are those of :meth:`energy`.
+        """
+        constant = x.shape[-1] * self.log_normalizer(scale)
+        return -self.energy(x, location, scale) - constant
+
+    @abstractmethod
+    def sample(self, location, scale, random_state):
+        """Draw one observation for each location.
+
+        Parameters
+        ----------
+        location : ndarray
+            Locations.
+        scale : float or ndarray broadcastable to `location`
+            Scale of the noise, in the units of `location`.
+        random_state : numpy.random.RandomState
+            Source of randomness.
+
+        Returns
+        -------
+        x : ndarray, same shape as `location`
+        """
+
+    def validate(self):
+        """Raise ``ValueError`` if the model's own parameters make no density."""
+
+    def check_data(self, X):
+        """Raise ``ValueError`` if an array leaves the support of the density."""
+
+    def mean(self, location):
+        """Mean of an observation, as data: what ``inverse_transform`` returns."""
+        return location
+
+    def location_of_mean(self, mean):
+        """Location, in internal units, whose mean is `mean`; inverts :meth:`mean`."""
+        return mean
+
+
+class GeneralizedNormalNoise(NoiseModel):
+    r"""Generalised normal noise, with the Gaussian and the Laplace as members.
+
+    .. math::
+
+        \log p(x \mid \nu, \sigma) = - \sum_i \frac{|x_i - \nu_i|^p}{p\,\sigma_i^p}
+        - \sum_i \log\left( 2 \sigma_i\, p^{1/p}\, \Gamma(1 + 1/p) \right)
+
+    Parameters
+    ----------
+    exponent : float, default=2.0
+        The exponent :math:`p \ge 1`. ``2`` is the Gaussian, with :math:`\sigma` its
+        standard deviation; ``1`` is the Laplace, with :math:`\sigma` its scale. Large
+        exponents approach uniform noise.
+
+    Examples
+    --------
+    >>> from sklearn_sigmavae import GeneralizedNormalNoise, SigmaVAE
+    >>> vae = SigmaVAE(noise=GeneralizedNormalNoise(exponent=1.5))
+    >>> vae.get_params()["noise__exponent"]
+    1.5
+    """
+
+    def __init__(self, exponent=2.0):
+        self.exponent = exponent
+
+    def validate(self):
+        """Raise ``ValueError`` unless the exponent is a finite number of at least 1."""
+        p = self.exponent
+        if not isinstance(p, Real) or not 1 <= p < math.inf:
+            raise ValueError(
+                "The 'exponent' of GeneralizedNormalNoise must be a finite number >= 1 "
+                f"(2 is Gaussian noise, 1 Laplace noise). Got {p!r} instead."
+            )
+
+    def _power_sum(self, residual):
+        # Products are several times cheaper than a general power, and the Gaussian is
+        # what most people train.
+        if self.exponent == 2:
+            product = torch.dot if residual.ndim == 1 else torch.linalg.vecdot
+            return product(residual, residual)
+        return (residual.abs() ** self.exponent).sum(-1)
+
+    def energy(self, x, location, scale):
+        """Sum of ``|x - location| ** p / (p * scale ** p)`` over features."""
+        p = self.exponent
+        # The residual is scaled before the power: sigma ** p underflows in float32. In
+        # this order the gradient of the location takes one operation less.
+        return self._power_sum((location - x) / (scale * p ** (1 / p)))
+
+    def log_normalizer(self, scale):
+        """Log of ``2 * scale * p ** (1 / p) * Gamma(1 + 1 / p)``."""
+        p = self.exponent
+        log_scale = scale.log() if torch.is_tensor(scale) else math.log(scale)
+        return log_scale + math.log(2) + math.log(p) / p + math.lgamma(1 + 1 / p)
+
+    def sample(self, location, scale, random_state):
+        """Draw an observation for each location; see :meth:`NoiseModel.sample`."""
+        p = self.exponent
+        # If G follows a Gamma(1/p), then (p G)^(1/p) follows |noise| / scale.
+        gamma = random_state.standard_gamma(1 / p, size=np.shape(location))
+        sign = random_state.choice((-1.0, 1.0), size=np.shape(location))
+        return location + scale * sign * (p * gamma) ** (1 / p)
+
+    @property
+    def variance_factor(self):
+        """float : Variance of the noise at ``scale=1``; 1 for the Gaussian."""
+        p = self.exponent
+        return math.exp(2 / p * math.log(p) + math.lgamma(3 / p) - math.lgamma(1 / p))
+
+    def mean_power(self, x, location):
+        """Mean of ``|x - location| ** exponent``: maximum-likelihood scale, to the p.
+
+        Parameters
+        ----------
+        x, location : torch.Tensor of shape (..., n_features)
+            Observations and locations.
+
+        Returns
+        -------
+        mean_power : torch.Tensor of shape (...)
+            Mean over features.
+        """
+        return self._power_sum(x - location) / x.shape[-1]
+
+
+class BernoulliNoise(NoiseModel):
+    """Bernoulli noise on data in [0, 1]: the vanilla variational autoencoder.
+
+    Locations are logits and there is no scale. It is a distribution on {0, 1} only:
+    values in between are allowed, as is usual, but then no score is a likelihood,
+    and in no case do its scores compare with those of continuous noise.
+
+    Examples
+    --------
+    >>> from sklearn_sigmavae import SigmaVAE
+    >>> SigmaVAE(noise="bernoulli").noise
+    'bernoulli'
+    """
+
+    has_scale = False
+
+    def energy(self, x, location, scale=None):
+        """Cross-entropy of each observation, summed over features."""
+        location, x = torch.broadcast_tensors(location, x)
+        losses = F.binary_cross_entropy_with_logits(location, x, reduction="none")
+        return losses.sum(-1)
+
+    def log_normalizer(self, scale=None):
+        """Zero: the cross-entropy is all."""
+        return 0.0
+
+    def sample(self, location, scale, random_state):
+        """Draw zeros and ones for each location; see :meth:`NoiseModel.sample`."""
+        probability = self.mean(location)
+        uniform = random_state.uniform(size=probability.shape)
+        return (uniform < probability).astype(probability.dtype)
+
+    def check_data(self, X):
+        """Raise ``ValueError`` if any entry of an array lies outside [0, 1]."""
+        low, high = X.min(), X.max()
+        if low < 0 or high > 1:
+            raise ValueError(
+                "noise='bernoulli' needs data in [0, 1], but X ranges from "
+                f"{low:.6g} to {high:.6g}. Scale the data (MinMaxScaler, or divide by "
+                "its maximum) or use noise='gaussian'."
+            )
+
+    def mean(self, location):
+        """Probability of a one for each logit."""
+        # Of the two usual forms, this one overflows nowhere.
+        return 0.5 * (1 + np.tanh(0.5 * location))
+
+    def location_of_mean(self, mean):
+        """Logit of a probability, kept finite where all the data is 0 or 1."""
+        probability = np.clip(mean, 1e-3, 1 - 1e-3)
+        return np.log(probability) - np.log1p(-probability)
+
+
+ALIASES = {
+    "gaussian": GeneralizedNormalNoise(exponent=2.0),
+    "laplace": GeneralizedNormalNoise(exponent=1.0),
+    "bernoulli": BernoulliNoise(),
+}
+
+
+def resolve_noise(noise):
+    """Noise model that a ``noise`` parameter stands for, its parameters checked."""
+    model = ALIASES[noise] if isinstance(noise, str) else noise
+    model.validate()
+    return model
+
+
+def equivalent_beta(sigma_from, sigma_to, noise="gaussian"):
+    r"""The β that makes a model at one scale the σ-VAE at another scale.
+
+    For the generalised normal family the data term scales as :math:`\sigma^{-p}`, so
+    up to a constant :math:`L(\sigma_1, \beta) = \beta\, L(\sigma_2, 1)` with
+    :math:`\beta = (\sigma_2 / \sigma_1)^p`: the same optima [1]_.
+
+    Parameters
+    ----------
+    sigma_from : float or array-like of shape (n_features,)
+        Scale at which the model with β is trained.
+    sigma_to : float or array-like of shape (n_features,)
+        Scale of the σ-VAE that it is to equal. Per-feature scales must have the same
+        ratio for every feature.
+    noise : {"gaussian", "laplace"} or GeneralizedNormalNoise, default="gaussian"
+        The noise model.
+
+    Returns
+    -------
+    beta : float
+
+    Raises
+    ------
+    ValueError
+        If the noise model has no scale, a scale is not positive, or the ratio of the
+        scales differs between features.
+
+    References
+    ----------
+    .. [1] S. Saremi, "Learning and Inference in Imaginary Noise Models",
+       arXiv:2005.09047, 2020.
+
+    Examples
+    --------
+    >>> from sklearn_sigmavae import equivalent_beta
+    >>> equivalent_beta(0.5, 1.0)
+    4.0
+    >>> equivalent_beta(0.5, 1.0, noise="laplace")
+    2.0
+    """
+    if isinstance(noise, str) and noise not in ALIASES:
+        raise ValueError(f"noise must be one of {sorted(ALIASES)}. Got {noise!r}.")
+    model = resolve_noise(noise)
+    if not model.has_scale:
+        raise ValueError(
+            f"noise={noise!r} has no scale, so no beta is equivalent to another sigma; "
+            "use a noise model with one, such as 'gaussian'."
+        )
+    sigma_from = np.asarray(sigma_from, dtype=np.float64)
+    sigma_to = np.asarray(sigma_to, dtype=np.float64)
+    for name, sigma in (("sigma_from", sigma_from), ("sigma_to", sigma_to)):
+        if not (np.isfinite(sigma).all() and (sigma > 0).all()):
+            raise ValueError(f"{name} must be positive and finite. Got {sigma}.")
+    ratio = np.ravel(sigma_to / sigma_from)
+    if not np.allclose(ratio, ratio[0], rtol=1e-9, atol=0):
+        raise ValueError(
+            "sigma_from and sigma_to must have the same ratio for every feature; it "
+            f"ranges from {ratio.min():.6g} to {ratio.max():.6g}."
+        )
+    return float(ratio[0] ** model.exponent)

@@ -1,0 +1,34 @@
+"""Shared data, and one thread: two test processes run beside each other."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.preprocessing import StandardScaler
+
+torch.set_num_threads(1)
+
+_LOADERS = {
+    "breast_cancer": load_breast_cancer,
+    "diabetes": load_diabetes,
+    "digits": load_digits,
+    "wine": load_wine,
+}
+
+
+@pytest.fixture(scope="session")
+def load():
+    """Function from a name, such as "wine" or "wine, standardised", to an array."""
+
+    def load(name):
+        name, _, standardised = name.partition(", ")
+        X = _LOADERS[name](return_X_y=True)[0].astype(np.float64)
+        return StandardScaler().fit_transform(X) if standardised else X
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def digits(load):
+    """Pixels of the handwritten digits in [0, 1]."""
+    return load("digits") / 16

@@ -1,0 +1,594 @@
+"""The training loop: history, callbacks, interruptions, optimizers, schedules."""
+
+import copy
+import functools
+import math
+import os
+import pickle
+import signal
+import threading
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    GradientNormClipping,
+    LRScheduler,
+)
+from small_vae import (
+    BatchNormNetwork,
+    DropoutNetwork,
+    EpochRecorder,
+    Raiser,
+    callback_of,
+    curved_rows,
+    low_rank_rows,
+    same_weights,
+    small_vae,
+    weights,
+)
+
+X = low_rank_rows()
+N_TRAIN, N_VAL, BATCH_SIZE = 54, 6, 16
+
+
+# History
+
+
+def test_history_has_a_row_for_each_epoch():
+    vae = small_vae(max_iter=4).fit(X)
+    assert vae.n_iter_ == len(vae.history_) == 4
+    assert vae.history_[:, "epoch"] == [1, 2, 3, 4]
+    losses = vae.history_[:, ("train_loss", "valid_loss")]
+    assert np.isfinite(losses).all()
+    assert len({loss for row in losses for loss in row}) == 8
+    assert vae.history_ is vae.net_.history
+
+
+def test_history_without_held_out_rows_has_no_valid_loss():
+    vae = small_vae(early_stopping=False).fit(X)
+    assert "train_loss" in vae.history_[-1]
+    assert "valid_loss" not in vae.history_[-1]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"sigma": [0.1, 0.2, 0.3, 0.4, 0.5]},
+        {"noise": "laplace"},
+        {"sigma": "mle"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("factor", [1.0, 1e-3])
+def test_losses_are_minus_the_bound_in_the_units_of_the_data(params, factor):
+    rows, held_out = low_rank_rows(600)[:400], low_rank_rows(600)[400:]
+    sigma = params.get("sigma", 0.3)
+    if not isinstance(sigma, str):
+        params = {**params, "sigma": (factor * np.asarray(sigma)).tolist()}
+    vae = small_vae(
+        **{**params, "hidden_layer_sizes": (), "early_stopping": False},
+        max_iter=10,
+        batch_size=100,
+    )
+    vae.fit(factor * rows, X_val=factor * held_out)
+    last = vae.history_[-1]
+    np.testing.assert_allclose(last["train_loss"], -vae.score(factor * rows), atol=0.15)
+    np.testing.assert_allclose(
+        last["valid_loss"], -vae.score(factor * held_out), atol=0.05
+    )
+
+
+def test_the_loss_weighs_the_divergence_by_beta():
+    # At a vanishing rate the loss is that of the start.
+    vae = small_vae(learning_rate=1e-12, early_stopping=False, batch_size=60)
+    vae.set_params(hidden_layer_sizes=(), beta=3.0, max_iter=1)
+    vae.fit(X, X_val=np.repeat(X, 20, axis=0))
+    kl = vae.kl_divergence(X).sum(axis=1).mean()
+    expected = -vae.score(X) + 2.0 * kl
+    np.testing.assert_allclose(vae.history_[-1, "valid_loss"], expected, atol=0.1)
+
+
+# Callbacks
+
+
+class _Counter(Callback):
+    """Counts the calls of all hooks of an epoch."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.counts = dict.fromkeys(("train_begin", "epoch_begin", "epoch_end"), 0)
+        self.counts.update(train_end=0)
+        self.counts["train_begin"] += 1
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.counts["epoch_begin"] += 1
+
+    def on_epoch_end(self, net, **kwargs):
+        self.counts["epoch_end"] += 1
+
+    def on_train_end(self, net, **kwargs):
+        self.counts["train_end"] += 1
+
+
+class _BatchBegin(Callback):
+    def on_train_begin(self, net, **kwargs):
+        self.calls = []
+
+    def on_batch_begin(self, net, batch=None, training=None, **kwargs):
+        self.calls.append((training, len(batch[0])))
+
+
+class _BatchEnd(Callback):
+    def on_train_begin(self, net, **kwargs):
+        self.calls = []
+        self.losses = []
+
+    def on_batch_end(
+        self, net, batch=None, training=None, loss=None, y_pred=None, **kwargs
+    ):
+        assert len(y_pred) == len(batch[0])
+        self.calls.append((training, len(batch[0])))
+        self.losses.append(float(loss))
+
+
+class _GradComputed(Callback):
+    def on_train_begin(self, net, **kwargs):
+        self.calls = []
+
+    def on_grad_computed(
+        self, net, named_parameters, batch=None, training=None, **kwargs
+    ):
+        norms = [p.grad.norm() for _, p in named_parameters if p.grad is not None]
+        assert norms
+        self.calls.append((training, len(batch[0])))
+
+
+def test_epoch_callbacks_are_called_once_an_epoch():
+    vae = small_vae(max_iter=4, callbacks=[_Counter()]).fit(X)
+    assert callback_of(vae, _Counter).counts == {
+        "train_begin": 1,
+        "epoch_begin": 4,
+        "epoch_end": 4,
+        "train_end": 1,
+    }
+
+
+@pytest.mark.parametrize("cls", [_BatchBegin, _BatchEnd, _GradComputed])
+@pytest.mark.parametrize(
+    "params", [{}, {"network": DropoutNetwork()}, {"network": BatchNormNetwork()}]
+)
+def test_batch_callbacks_see_each_batch_and_change_nothing(cls, params):
+    rows, held_out = X[:N_TRAIN], X[N_TRAIN:]
+    plain = small_vae(**params, early_stopping=False).fit(rows, X_val=held_out)
+    vae = clone(plain).set_params(callbacks=[cls()]).fit(rows, X_val=held_out)
+    assert same_weights(weights(vae), weights(plain))
+    np.testing.assert_allclose(
+        vae.history_[:, ("train_loss", "valid_loss")],
+        plain.history_[:, ("train_loss", "valid_loss")],
+        rtol=1e-6,
+    )
+    sizes = [BATCH_SIZE] * (N_TRAIN // BATCH_SIZE) + [N_TRAIN % BATCH_SIZE]
+    epoch = [(True, size) for size in sizes]
+    if cls is not _GradComputed:
+        epoch.append((False, N_VAL))
+    assert callback_of(vae, cls).calls == 3 * epoch
+
+
+def test_losses_of_batches_average_to_that_of_the_epoch():
+    vae = small_vae(max_iter=1, callbacks=[_BatchEnd()], early_stopping=False).fit(X)
+    seen = callback_of(vae, _BatchEnd)
+    mean = np.average(seen.losses, weights=[size for _, size in seen.calls])
+    np.testing.assert_allclose(vae.history_[-1, "train_loss"], mean, rtol=1e-6)
+
+
+def test_callbacks_may_be_named_or_classes():
+    vae = small_vae(callbacks=[("mine", EpochRecorder()), _Counter]).fit(X)
+    assert len(dict(vae.net_.callbacks_)["mine"].weights) == 3
+    assert callback_of(vae, _Counter).counts["epoch_end"] == 3
+
+
+def test_the_callbacks_of_the_user_are_not_modified():
+    recorder = EpochRecorder()
+    vae = small_vae(callbacks=[recorder]).fit(X)
+    assert vars(recorder) == {}
+    assert vae.callbacks[0] is recorder
+    assert callback_of(vae, EpochRecorder) is not recorder
+    first = callback_of(vae, EpochRecorder)
+    vae.fit(X)
+    assert callback_of(vae, EpochRecorder) is not first
+    assert len(first.weights) == len(callback_of(vae, EpochRecorder).weights) == 3
+
+
+def test_early_stopping_of_skorch_stops():
+    stopper = EarlyStopping(monitor="train_loss", patience=2, threshold=1e9)
+    vae = small_vae(max_iter=30, callbacks=[stopper]).fit(X)
+    # Its threshold is relative, so that no epoch is an improvement.
+    assert 2 <= vae.n_iter_ <= 3
+    assert np.isfinite(vae.score(X))
+
+
+def _score_of_held_out(net, X, y=None):
+    return float(len(X)) + len(net.history)
+
+
+def test_epoch_scoring_records_a_column():
+    scoring = EpochScoring(_score_of_held_out, name="mine", use_caching=False)
+    vae = small_vae(callbacks=[scoring]).fit(X)
+    assert vae.history_[:, "mine"] == [N_VAL + 1.0, N_VAL + 2.0, N_VAL + 3.0]
+
+
+def test_checkpoint_saves_the_best_held_out_weights(tmp_path):
+    checkpoint = Checkpoint(
+        monitor="valid_loss_best",
+        f_params=str(tmp_path / "params.pt"),
+        f_optimizer=str(tmp_path / "optimizer.pt"),
+        f_criterion=None,
+        f_history=str(tmp_path / "history.json"),
+    )
+    vae = small_vae(
+        callbacks=[checkpoint],
+        init="random",
+        learning_rate=1e-2,
+        lr_schedule="constant",
+    )
+    vae.fit(X)
+    saved = torch.load(tmp_path / "params.pt")
+    assert same_weights(saved, weights(vae))
+    assert (tmp_path / "history.json").exists()
+    assert (tmp_path / "optimizer.pt").exists()
+
+
+def test_gradients_can_be_clipped():
+    params = {"optimizer": "sgd", "learning_rate": 1e-3, "early_stopping": False}
+    plain = small_vae(**params, max_iter=1, lr_schedule="constant").fit(X)
+    start = small_vae(**params, max_iter=0).fit(X)
+    clipped = clone(plain).set_params(callbacks=[GradientNormClipping(1e-3)]).fit(X)
+
+    def distance(vae):
+        pairs = zip(weights(vae).values(), weights(start).values(), strict=True)
+        return math.sqrt(sum((a - b).square().sum().item() for a, b in pairs))
+
+    n_steps = math.ceil(len(X) / BATCH_SIZE)
+    assert 0 < distance(clipped) <= n_steps * 1e-3 * 1e-3 * 1.5
+    assert distance(plain) > 10 * distance(clipped)
+
+
+def test_learning_rate_schedules_of_skorch_work():
+    schedule = LRScheduler(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    params = {"lr_schedule": "constant", "learning_rate": 1e-3}
+    vae = small_vae(**params, callbacks=[schedule, EpochRecorder()]).fit(X)
+    rates = callback_of(vae, EpochRecorder).learning_rates
+    np.testing.assert_allclose(rates, [5e-4, 2.5e-4, 1.25e-4])
+
+
+@pytest.mark.parametrize("hook", ["epoch", "batch"])
+def test_the_error_of_a_callback_propagates_and_keeps_the_previous_fit(hook):
+    class Broken(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            if hook == "epoch":
+                raise ZeroDivisionError("broken")
+
+        if hook == "batch":
+
+            def on_batch_end(self, net, **kwargs):
+                raise ZeroDivisionError("broken")
+
+    vae = small_vae().fit(X)
+    net, before = vae.net_, weights(vae)
+    vae.set_params(callbacks=[Broken()])
+    state = torch.random.get_rng_state()
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        vae.fit(X)
+    assert vae.net_ is net
+    assert same_weights(weights(vae), before)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len(vae.history_) == 3
+    unfitted = small_vae(callbacks=[Broken()])
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        unfitted.fit(X)
+    assert not hasattr(unfitted, "n_features_in_")
+
+
+# Interruptions
+
+
+def test_a_callback_stops_training_as_skorch_has_it():
+    params = {"early_stopping": False, "lr_schedule": "constant"}
+    stopped = small_vae(
+        **params, max_iter=9, callbacks=[Raiser(KeyboardInterrupt(), epoch=2)]
+    ).fit(X)
+    assert stopped.n_iter_ == 2
+    expected = small_vae(**params, max_iter=2).fit(X)
+    assert same_weights(weights(stopped), weights(expected))
+
+
+def test_the_last_epoch_of_a_stopped_training_can_be_the_best():
+    # Each epoch is better than the one before.
+    params = {
+        "init": "random",
+        "learning_rate": 1e-2,
+        "lr_schedule": "constant",
+        "hidden_layer_sizes": (32,),
+    }
+    rows = curved_rows()
+    expected = small_vae(**params, max_iter=2).fit(rows)
+    losses = expected.history_[:, "valid_loss"]
+    assert losses[1] < losses[0]
+    stop = Raiser(KeyboardInterrupt(), epoch=2)
+    stopped = small_vae(**params, max_iter=9, callbacks=[stop]).fit(rows)
+    assert stopped.n_iter_ == 2
+    assert same_weights(weights(stopped), weights(expected))
+
+
+class _Stop(Callback):
+    """Raises KeyboardInterrupt from one hook."""
+
+    def __init__(self, hook):
+        self.hook = hook
+
+    def _stop(self, hook):
+        if hook == self.hook:
+            raise KeyboardInterrupt
+
+    def on_train_begin(self, net, **kwargs):
+        self._stop("on_train_begin")
+
+    def on_epoch_begin(self, net, **kwargs):
+        self._stop("on_epoch_begin")
+
+    def on_batch_end(self, net, **kwargs):
+        self._stop("on_batch_end")
+
+    def on_epoch_end(self, net, **kwargs):
+        self._stop("on_epoch_end")
+
+    def on_train_end(self, net, **kwargs):
+        self._stop("on_train_end")
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "on_train_begin",
+        "on_epoch_begin",
+        "on_batch_end",
+        "on_epoch_end",
+        "on_train_end",
+    ],
+)
+def test_a_callback_may_stop_from_any_hook(hook, early_stopping):
+    vae = small_vae(callbacks=[_Stop(hook)], early_stopping=early_stopping).fit(X)
+    assert np.isfinite(vae.score(X))
+    again = pickle.loads(pickle.dumps(vae))
+    assert np.array_equal(again.transform(X), vae.transform(X))
+
+
+class _StopInEpoch(Callback):
+    """Raises KeyboardInterrupt in the middle of an epoch."""
+
+    def __init__(self, epoch, batch):
+        self.epoch = epoch
+        self.batch = batch
+
+    def on_batch_end(self, net, **kwargs):
+        n_batches = len(net.history[-1, "batches"])
+        if len(net.history) == self.epoch and n_batches == self.batch:
+            raise KeyboardInterrupt
+
+
+def test_a_learned_scale_is_that_of_the_end_wherever_training_stopped():
+    rows = low_rank_rows(400, 10)
+    vae = small_vae(
+        sigma="mle",
+        init="random",
+        learning_rate=1e-2,
+        lr_schedule="constant",
+        early_stopping=False,
+        max_iter=50,
+        callbacks=[_StopInEpoch(2, batch=20)],
+    )
+    vae.fit(rows)
+    assert vae.n_iter_ == 2
+    best = vae.score(rows)
+    for factor in (0.97, 1.03):
+        other = copy.deepcopy(vae)
+        other.sigma_ = factor * vae.sigma_
+        assert other.score(rows) < best
+
+
+class _Sigint(Callback):
+    """Presses Ctrl-C at the end of the second epoch."""
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_ctrl_c_propagates_and_keeps_the_previous_fit(fitted):
+    vae = small_vae()
+    if fitted:
+        vae.fit(X)
+        net, before = vae.net_, weights(vae)
+    vae.set_params(callbacks=[_Sigint()], max_iter=50)
+    handler = signal.getsignal(signal.SIGINT)
+    state = torch.random.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        vae.fit(X)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.equal(torch.random.get_rng_state(), state)
+    if fitted:
+        assert vae.net_ is net
+        assert vae.n_iter_ == 3
+        assert same_weights(weights(vae), before)
+    else:
+        assert not hasattr(vae, "n_features_in_")
+    vae.set_params(callbacks=None, max_iter=1).fit(X)
+    assert vae.n_iter_ == 1
+
+
+def test_ctrl_c_at_any_time_propagates():
+    vae = small_vae().fit(X)
+    before = weights(vae)
+    vae.set_params(max_iter=1_000_000)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            vae.fit(X)
+    finally:
+        timer.cancel()
+        timer.join()
+    assert same_weights(weights(vae), before)
+
+
+def test_ctrl_c_ends_a_grid_search():
+    search = GridSearchCV(
+        small_vae(callbacks=[_Sigint()], max_iter=50), {"sigma": [0.1, 0.3]}, cv=2
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(X)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not hasattr(search, "best_estimator_")
+
+
+def test_the_handler_of_the_user_is_called_and_put_back():
+    received = []
+
+    def handler(signum, frame):
+        received.append(signum)
+
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        # A handler that raises nothing does not stop the training.
+        vae = small_vae(callbacks=[_Sigint()]).fit(X)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert received == [signal.SIGINT]
+    assert vae.n_iter_ == 3
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        vae = small_vae(callbacks=[_Sigint()]).fit(X)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert vae.n_iter_ == 3
+
+
+# Progress
+
+
+def test_the_progress_bar_shows_the_bound(capsys):
+    vae = small_vae(verbose=1).fit(X)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    row = vae.history_[-1]
+    assert f"bound={-row['train_loss']:.3f}" in captured.err
+    assert f"held-out={-row['valid_loss']:.3f}" in captured.err
+    assert "3/3" in captured.err
+    pickle.dumps(vae)
+
+
+def test_without_verbose_nothing_is_printed(capsys):
+    small_vae().fit(X)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_the_progress_bar_is_closed_after_a_failure(capsys):
+    vae = small_vae(verbose=1, callbacks=[Raiser(ZeroDivisionError())])
+    with pytest.raises(ZeroDivisionError):
+        vae.fit(X)
+    small_vae(verbose=1, early_stopping=False).fit(X)
+    assert "held-out" not in capsys.readouterr().err.rsplit("\n", 2)[-2]
+
+
+# Schedules and optimizers
+
+
+def test_one_cycle_warms_up_and_falls_to_zero():
+    vae = small_vae(max_iter=20, learning_rate=1e-3, callbacks=[EpochRecorder()])
+    rates = np.array(callback_of(vae.fit(X), EpochRecorder).learning_rates)
+    assert rates[0] < 0.2e-3
+    assert 0.9e-3 < rates.max() <= 1e-3
+    peak = int(rates.argmax())
+    assert 3 <= peak <= 9
+    assert (np.diff(rates[: peak + 1]) > 0).all()
+    assert (np.diff(rates[peak:]) < 0).all()
+    assert rates[-1] < 1e-3 / 1000
+
+
+def test_a_constant_rate_is_constant():
+    recorder = EpochRecorder()
+    vae = small_vae(learning_rate=1e-3, lr_schedule="constant", callbacks=[recorder])
+    assert callback_of(vae.fit(X), EpochRecorder).learning_rates == [1e-3] * 3
+
+
+@pytest.mark.parametrize("method", ["warm start", "partial_fit"])
+def test_training_that_goes_on_does_so_at_the_constant_rate_of_now(method):
+    vae = small_vae(callbacks=[EpochRecorder()]).fit(X)
+    vae.set_params(learning_rate=5e-4)
+    if method == "partial_fit":
+        vae.partial_fit(X)
+    else:
+        vae.set_params(warm_start=True).fit(X)
+    rates = callback_of(vae, EpochRecorder).learning_rates
+    assert set(rates) == {5e-4}
+
+
+def test_momentum_goes_on_too():
+    params = {"optimizer": "adam", "learning_rate": 1e-3}
+    vae = small_vae(**params).partial_fit(X)
+    vae.partial_fit(X)
+    steps = {int(s["step"]) for s in vae.net_.optimizer_.state.values()}
+    assert steps == {2 * math.ceil(len(X) / BATCH_SIZE)}
+    assert vae.set_params(optimizer="sgd").partial_fit(X).n_iter_ == 3
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "cls"),
+    [
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD),
+        (torch.optim.RMSprop, torch.optim.RMSprop),
+        (functools.partial(torch.optim.SGD, momentum=0.9), torch.optim.SGD),
+        (lambda params, lr: torch.optim.NAdam(params, lr=lr), torch.optim.NAdam),
+    ],
+    ids=["adam", "adamw", "sgd", "RMSprop", "partial", "lambda"],
+)
+def test_optimizers_train(optimizer, cls):
+    rows = curved_rows()
+    vae = small_vae(
+        optimizer=optimizer, learning_rate=1e-3, init="random", early_stopping=False
+    )
+    start = clone(vae).set_params(max_iter=0).fit(rows)
+    vae.fit(rows)
+    assert type(vae.net_.optimizer_) is cls
+    assert vae.score(rows) > start.score(rows) + 0.5
+    vae.partial_fit(rows)
+    assert vae.n_iter_ == 4
+
+
+def test_momentum_of_a_partial_is_used():
+    optimizer = functools.partial(torch.optim.SGD, momentum=0.9)
+    params = {"learning_rate": 1e-4, "early_stopping": False}
+    vae = small_vae(optimizer=optimizer, **params).fit(X)
+    assert vae.net_.optimizer_.param_groups[0]["momentum"] == 0.9
+    plain = small_vae(optimizer=torch.optim.SGD, **params).fit(X)
+    assert not same_weights(weights(plain), weights(vae))
+    copied = pickle.loads(pickle.dumps(vae))
+    assert np.array_equal(copied.transform(X), vae.transform(X))

@@ -1,0 +1,151 @@
+"""Each noise model against the definition of a density, and against scipy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from sklearn.base import clone
+
+from sklearn_sigmavae import BernoulliNoise, GeneralizedNormalNoise, equivalent_beta
+from sklearn_sigmavae.noise import ALIASES, resolve_noise
+
+EXPONENTS = [1.0, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0]
+
+# The contract below holds for every noise model; a new one is added here.
+MODELS = [*ALIASES.values(), *map(GeneralizedNormalNoise, EXPONENTS)]
+
+
+def scipy_law(exponent, location, scale):
+    return stats.gennorm(exponent, location, scale * exponent ** (1 / exponent))
+
+
+def density(model, x, location, scale):
+    x = torch.tensor([[x]], dtype=torch.float64)
+    location = torch.full_like(x, location)
+    return model.log_prob(x, location, scale).exp().item()
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_integrates_to_one(model):
+    location, scale = 0.7, 0.3
+    if not model.has_scale:
+        total = sum(density(model, x, location, None) for x in (0.0, 1.0))
+    else:
+        halves = ((location - 50 * scale, location), (location, location + 50 * scale))
+        total = sum(
+            integrate.quad(lambda x: density(model, x, location, scale), *half)[0]
+            for half in halves
+        )
+    assert total == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_log_prob_sums_over_features_and_broadcasts(model):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, 3, generator=generator)
+    location = torch.randn(5, 4, 3, generator=generator)
+    scale = 0.6 if model.has_scale else None
+    result = model.log_prob(x, location, scale)
+    assert result.shape == (5, 4)
+    one_by_one = sum(
+        model.log_prob(x[:, [i]], location[..., [i]], scale) for i in range(3)
+    )
+    torch.testing.assert_close(result, one_by_one)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_is_clonable_and_resolves_to_itself(model):
+    assert repr(clone(model)) == repr(model)
+    assert resolve_noise(model) is model
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_mean_inverts_location_of_mean(model):
+    mean = np.linspace(0.01, 0.99, 7)
+    np.testing.assert_allclose(model.mean(model.location_of_mean(mean)), mean)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_sample_has_the_model_mean(model):
+    location = np.full((200_000, 1), 0.4)
+    scale = 0.5 if model.has_scale else None
+    sample = model.sample(location, scale, np.random.RandomState(0))
+    assert sample.shape == location.shape
+    assert sample.mean() == pytest.approx(model.mean(location).mean(), abs=5e-3)
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_generalized_normal_agrees_with_scipy(exponent):
+    model = GeneralizedNormalNoise(exponent)
+    x = np.linspace(-3, 3, 101)
+    law = scipy_law(exponent, 0.2, 0.8)
+    location = torch.tensor([0.2], dtype=torch.float64)
+    ours = model.log_prob(torch.tensor(x[:, None]), location, 0.8)
+    np.testing.assert_allclose(ours, law.logpdf(x), rtol=1e-12, atol=1e-12)
+    assert 0.8**2 * model.variance_factor == pytest.approx(law.var())
+    sample = model.sample(np.full(20_000, 0.2), 0.8, np.random.RandomState(0))
+    assert stats.kstest(sample, law.cdf).pvalue > 0.01
+
+
+def test_named_members():
+    x = np.linspace(-2, 2, 11)
+    for name, law in (("gaussian", stats.norm), ("laplace", stats.laplace)):
+        ours = ALIASES[name].log_prob(torch.tensor(x[:, None]), torch.zeros(1), 0.7)
+        np.testing.assert_allclose(ours, law(0, 0.7).logpdf(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_mean_power_is_the_maximum_likelihood_scale(exponent):
+    model = GeneralizedNormalNoise(exponent)
+    x = torch.tensor(np.random.RandomState(0).standard_normal((1, 400)))
+    best = model.mean_power(x, torch.zeros(1)).item() ** (1 / exponent)
+    at = [model.log_prob(x, torch.zeros(1), best * c).item() for c in (0.99, 1, 1.01)]
+    assert at[1] == max(at)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0])
+def test_tiny_scales_do_not_underflow_in_float32(exponent):
+    model = GeneralizedNormalNoise(exponent)
+    scale = 1e-20
+    x = torch.tensor([[2 * scale]], dtype=torch.float32)
+    exact = scipy_law(exponent, 0, scale).logpdf(2 * scale)
+    assert model.log_prob(x, torch.zeros(1), scale).item() == pytest.approx(exact)
+
+
+def test_bernoulli_is_finite_at_extreme_logits():
+    model = BernoulliNoise()
+    logits = torch.tensor([[-1e4], [1e4]])
+    x = torch.tensor([[0.0], [1.0]])
+    assert model.log_prob(x, logits, None).tolist() == [0, 0]
+    assert model.mean(logits.numpy()).ravel().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("exponent", [0.99, 0, -1, np.nan, np.inf, "2", None])
+def test_bad_exponent(exponent):
+    with pytest.raises(ValueError, match="'exponent' of GeneralizedNormalNoise"):
+        resolve_noise(GeneralizedNormalNoise(exponent))
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_equivalent_beta(exponent):
+    noise = GeneralizedNormalNoise(exponent)
+    assert equivalent_beta(0.5, 1.5, noise) == pytest.approx(3**exponent)
+    per_feature = np.array([0.1, 2.0])
+    assert equivalent_beta(per_feature, 3 * per_feature, noise) == pytest.approx(
+        3**exponent
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.0, 1.0), "sigma_from"),
+        ((1.0, np.nan), "sigma_to"),
+        (([1.0, 1.0], [1.0, 2.0]), "same ratio"),
+        ((1.0, 1.0, "bernoulli"), "no scale"),
+        ((1.0, 1.0, "cauchy"), "must be one of"),
+    ],
+)
+def test_equivalent_beta_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        equivalent_beta(*arguments)

@@ -1,0 +1,428 @@
+"""Bad input: a clear error before training, and nothing has changed after it."""
+
+import copy
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from small_vae import EpochRecorder, low_rank_rows, same_weights, small_vae, weights
+from torch import nn
+
+from sklearn_sigmavae import GeneralizedNormalNoise, SigmaVAE
+from sklearn_sigmavae import _net as net_module
+from sklearn_sigmavae.networks import MLP
+
+X = low_rank_rows()
+N_FEATURES = X.shape[1]
+
+INFERENCE = [
+    "transform",
+    "score",
+    "score_samples",
+    "posterior",
+    "kl_divergence",
+    "inverse_transform",
+]
+
+
+@pytest.fixture(params=["unfitted", "fitted"])
+def vae(request):
+    """An estimator that must be the same after a failure."""
+    return small_vae() if request.param == "unfitted" else small_vae().fit(X)
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Make any training an error of another type."""
+
+    def train(self, *args):
+        pytest.fail("training started")
+
+    monkeypatch.setattr(net_module.BoundNet, "train", train)
+
+
+class _Unchanged:
+    """Context that checks the fitted state of an estimator at its end."""
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+
+    def __enter__(self):
+        params = self.estimator.get_params(deep=False)
+        self.before = {k: v for k, v in vars(self.estimator).items() if k not in params}
+        if self.before:
+            self.codes = self.estimator.transform(X)
+            self.weights = weights(self.estimator)
+            self.n_rows = len(self.estimator.history_)
+
+    def __exit__(self, *exception):
+        params = self.estimator.get_params(deep=False)
+        after = {k: v for k, v in vars(self.estimator).items() if k not in params}
+        assert after.keys() == self.before.keys()
+        assert all(after[name] is self.before[name] for name in after)
+        if self.before:
+            assert np.array_equal(self.estimator.transform(X), self.codes)
+            assert same_weights(weights(self.estimator), self.weights)
+            assert len(self.estimator.history_) == self.n_rows
+        else:
+            assert not hasattr(self.estimator, "n_features_in_")
+            with pytest.raises(NotFittedError):
+                self.estimator.transform(X)
+
+
+def _with(value, dtype=np.float64):
+    rows = X.astype(dtype)
+    rows[3, 1] = value
+    return rows
+
+
+BAD_DATA = {
+    "NaN": (_with(np.nan), ValueError, "NaN"),
+    "inf": (_with(np.inf), ValueError, "infinity"),
+    "-inf in float32": (_with(-np.inf, np.float32), ValueError, "infinity"),
+    "strings": (np.full((9, 5), "five"), ValueError, "could not convert|numeric"),
+    "mixed objects": (_with("five", object), ValueError, "could not convert"),
+    "None": (_with(None, object), (TypeError, ValueError), "NaN|NoneType"),
+    "sparse": (scipy.sparse.csr_matrix(X), TypeError, "[Ss]parse"),
+    "complex": (X + 1j, ValueError, "[Cc]omplex"),
+    "1-d": (X[:, 0], ValueError, "2D array"),
+    "3-d": (X[None], ValueError, "dim 3|<= 2"),
+    "scalar": (3.0, ValueError, "2D array"),
+    "no rows": (X[:0], ValueError, "0 sample"),
+    "no columns": (X[:, :0], ValueError, "0 feature"),
+    "no data": (None, ValueError, "2D array"),
+    "ragged": ([[1.0, 2.0], [3.0]], ValueError, "inhomogeneous|sequence"),
+    "dict": ({"a": 1}, (TypeError, ValueError), "dict"),
+    "overflow": (1e308 * np.sign(X - 1), ValueError, "not finite in float64"),
+}
+
+
+# scikit-learn's own check of huge numbers warns.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in reduce")
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "fit_transform"])
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data_is_refused(vae, no_training, method, case):
+    data, error, message = BAD_DATA[case]
+    if method == "partial_fit" and hasattr(vae, "net_") and "overflow" in case:
+        pytest.skip("the units are those of the first call")
+    with _Unchanged(vae), pytest.raises(error, match=message):
+        getattr(vae, method)(data)
+
+
+@pytest.mark.parametrize("method", INFERENCE)
+@pytest.mark.parametrize("case", [case for case in BAD_DATA if "overflow" not in case])
+def test_bad_data_is_refused_by_inference(method, case):
+    data, error, message = BAD_DATA[case]
+    vae = small_vae(n_components=N_FEATURES).fit(X)
+    with _Unchanged(vae), pytest.raises(error, match=message):
+        getattr(vae, method)(data)
+
+
+@pytest.mark.parametrize("case", [case for case in BAD_DATA if "overflow" not in case])
+def test_bad_held_out_rows_are_refused(vae, no_training, case):
+    data, error, message = BAD_DATA[case]
+    if data is None:
+        pytest.skip("None stands for no held-out rows")
+    with _Unchanged(vae), pytest.raises(error, match=message):
+        vae.fit(X, X_val=data)
+
+
+def test_one_row_is_no_data_set(vae, no_training):
+    with _Unchanged(vae), pytest.raises(ValueError, match="minimum of 2"):
+        vae.fit(X[:1])
+
+
+def test_the_first_call_of_partial_fit_needs_two_rows():
+    vae = small_vae()
+    with _Unchanged(vae), pytest.raises(ValueError, match="minimum of 2"):
+        vae.partial_fit(X[:1])
+    vae.partial_fit(X).partial_fit(X[:1])
+    assert vae.n_iter_ == 2
+
+
+@pytest.mark.parametrize("method", INFERENCE[:-1])
+def test_other_numbers_of_features_are_refused(method):
+    vae = small_vae().fit(X)
+    message = f"4 features, but SigmaVAE is expecting {N_FEATURES}"
+    with _Unchanged(vae), pytest.raises(ValueError, match=message):
+        getattr(vae, method)(X[:, :4])
+
+
+def test_other_numbers_of_features_are_refused_in_training(no_training):
+    vae = small_vae()
+    with _Unchanged(vae), pytest.raises(ValueError, match="4 features"):
+        vae.fit(X, X_val=X[:, :4])
+
+
+@pytest.mark.parametrize("params", [{}, {"warm_start": True}], ids=str)
+def test_other_numbers_of_features_are_refused_when_training_goes_on(params):
+    vae = small_vae(**params).fit(X)
+    method = vae.fit if params else vae.partial_fit
+    with _Unchanged(vae), pytest.raises(ValueError, match="4 features"):
+        method(X[:, :4])
+
+
+@pytest.mark.parametrize("n_columns", [1, 3])
+def test_codes_of_another_dimension_are_refused(n_columns):
+    vae = small_vae().fit(X)
+    with pytest.raises(ValueError, match=f"Z has {n_columns} columns.*n_components=2"):
+        vae.inverse_transform(np.zeros((4, n_columns)))
+
+
+@pytest.mark.parametrize("method", [*INFERENCE, "get_feature_names_out", "sample"])
+def test_inference_needs_a_fit(method):
+    vae = SigmaVAE()
+    args = () if method in ("get_feature_names_out", "sample") else (X,)
+    with pytest.raises(NotFittedError, match="SigmaVAE"):
+        getattr(vae, method)(*args)
+
+
+# Parameters
+
+
+class _Recipe(BaseEstimator):
+    """Recipe that goes wrong in one of its modules."""
+
+    def __init__(self, encoder_out=None, decoder_out=None):
+        self.encoder_out = encoder_out
+        self.decoder_out = decoder_out
+
+    def _make(self, out, n_in, n_out):
+        if isinstance(out, Exception):
+            raise out
+        if out is None:
+            return nn.Sequential(nn.Linear(n_in, 4), nn.Linear(4, n_out))
+        return nn.Linear(n_in, n_out + out) if isinstance(out, int) else out
+
+    def encoder(self, input_shape, n_components):
+        return self._make(self.encoder_out, *input_shape, 2 * n_components)
+
+    def decoder(self, n_components, output_shape):
+        return self._make(self.decoder_out, n_components, *output_shape)
+
+
+class _Pair(nn.Module):
+    """Returns two tensors where one is due."""
+
+    def forward(self, x):
+        return x[:, :2], x[:, :2]
+
+
+class _HalfRecipe:
+    def encoder(self, input_shape, n_components):
+        return nn.Linear(*input_shape, 2 * n_components)
+
+
+BAD_PARAMETERS = [
+    *[("n_components", value) for value in (0, -1, 2.0, "2", None, [2], np.nan)],
+    *[("sigma", value) for value in (0, 0.0, -1.0, np.nan, np.inf, -np.inf)],
+    *[("sigma", value) for value in ("MLE", "0.3", None, {"a": 1})],
+    *[("sigma", value) for value in ([0.1] * 4, [0.1] * 6, [[0.1] * 5], [], [0.3])],
+    *[("sigma", [0.1, 0.2, 0.3, 0.4, bad]) for bad in (0.0, -1.0, np.nan, np.inf)],
+    *[("sigma", [0.1, 0.2, 0.3, 0.4, bad]) for bad in ("x", None, 1j)],
+    ("sigma", 0.3 + 0j),
+    *[("beta", value) for value in (0, -1.0, np.nan, np.inf, "1", None, [1.0])],
+    *[("noise", value) for value in ("normal", None, 2.0, GeneralizedNormalNoise)],
+    *[("network", value) for value in ("cnn", None, nn.Linear(5, 4), _HalfRecipe())],
+    ("network", MLP),
+    *[("hidden_layer_sizes", value) for value in (0, -8, 8.0, "8", None)],
+    *[("hidden_layer_sizes", value) for value in ((8, 0), (-1,), (8.0,), ("8",))],
+    *[("hidden_layer_sizes", value) for value in ((None,), ((8,),), [[8, 8]])],
+    *[("activation", value) for value in ("swish", None, nn.ReLU, 1)],
+    *[("linear_path", value) for value in ("yes", None, 2)],
+    *[("init", value) for value in ("PCA", None, np.zeros(3))],
+    *[("optimizer", value) for value in ("lbfgs", None, 1)],
+    *[("learning_rate", value) for value in (0, -1e-3, np.nan, np.inf, "auto", None)],
+    *[("lr_schedule", value) for value in ("cosine", None)],
+    *[("batch_size", value) for value in (0, -1, 2.5, "auto", None)],
+    *[("max_iter", value) for value in (-1, 2.5, None, np.inf)],
+    *[("early_stopping", value) for value in ("yes", None)],
+    *[("validation_fraction", value) for value in (0, 0.0, 1.0, 1.5, -0.1, None, 2)],
+    *[("n_iter_no_change", value) for value in (0, 1.5, None)],
+    *[("tol", value) for value in (-1e-3, None, "x", np.nan)],
+    *[("warm_start", value) for value in ("yes", None)],
+    *[("callbacks", value) for value in (EpochRecorder(), "all", 3)],
+    *[("device", value) for value in ("gpu", "meta", "cpu0", None, 0, "")],
+    *[("random_state", value) for value in ("seed", -1, 1.5)],
+    *[("verbose", value) for value in (-1, "yes", None)],
+]
+
+
+def value_id(value):
+    """Name of a parameter's value, without the address that differs by process."""
+    return re.sub(r" object at 0x\w+", "", str(value))
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_PARAMETERS, ids=value_id)
+def test_bad_parameters_are_refused(vae, no_training, name, value):
+    vae.set_params(**{name: value})
+    message = f"'{name}'"
+    with _Unchanged(vae), pytest.raises((ValueError, TypeError), match=message) as info:
+        vae.fit(X)
+    # A reader must be able to see what is wrong with what.
+    assert "SigmaVAE" in str(info.value)
+    assert len(str(info.value)) > 40
+    if not hasattr(vae, "net_"):
+        # scikit-learn validates parameters in the first call of partial_fit alone.
+        with _Unchanged(vae), pytest.raises((ValueError, TypeError), match=message):
+            vae.partial_fit(X)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")], ids=str)
+def test_devices_that_are_not_here_are_refused(vae, no_training, device):
+    vae.set_params(device=device)
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"'device'.*SigmaVAE.*cuda"):
+        vae.fit(X)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0, -2.0, np.nan, np.inf, "2", None, [2.0]])
+def test_bad_exponents_are_refused(vae, no_training, exponent):
+    vae.set_params(noise=GeneralizedNormalNoise(exponent=exponent))
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"'exponent'.*Generalized"):
+        vae.fit(X)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_bernoulli_noise_needs_data_between_zero_and_one(no_training, value):
+    binary = (X > 1).astype(float)
+    outside = binary.copy()
+    outside[2, 2] = value
+    vae = small_vae(noise="bernoulli")
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"\[0, 1\].*ranges from"):
+        vae.fit(outside)
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"\[0, 1\].*ranges from"):
+        vae.partial_fit(outside)
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"\[0, 1\].*ranges from"):
+        vae.fit(binary, X_val=outside)
+
+
+@pytest.mark.parametrize("method", INFERENCE[:-1])
+def test_bernoulli_scores_need_data_between_zero_and_one(method):
+    binary = (X > 1).astype(float)
+    vae = small_vae(noise="bernoulli").fit(binary)
+    with pytest.raises(ValueError, match=r"\[0, 1\].*ranges from"):
+        getattr(vae, method)(binary + 0.5)
+
+
+def test_pca_needs_the_linear_path(vae, no_training):
+    vae.set_params(linear_path=False)
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"init='pca'.*linear_path"):
+        vae.fit(X)
+
+
+@pytest.mark.parametrize("linear_path", [True, False])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (1, ValueError, r"shape \(2, \d\).*Got \(2, \d\)"),
+        ("a string", TypeError, r"torch\.nn\.Module.*str"),
+        (nn.Linear, TypeError, r"torch\.nn\.Module.*type"),
+        (nn.Linear(3, 4), ValueError, "input of shape"),
+        (_Pair(), ValueError, "Got tuple"),
+        (RuntimeError("on strike"), RuntimeError, "on strike"),
+    ],
+    ids=["width", "string", "class", "input", "pair", "raises"],
+)
+def test_recipes_that_do_not_fit_are_refused(
+    vae, no_training, part, out, error, message, linear_path
+):
+    recipe = _Recipe(**{f"{part}_out": out})
+    vae.set_params(network=recipe, linear_path=linear_path, init="random")
+    with _Unchanged(vae), pytest.raises(error, match=message) as info:
+        vae.fit(X)
+    if error is not RuntimeError:
+        assert f"{part} (_Recipe.{part})" in str(info.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "64"])
+def test_bad_arguments_of_score_samples_are_refused(value):
+    vae = small_vae().fit(X)
+    with pytest.raises(ValueError, match="'n_importance_samples'"):
+        vae.score_samples(X, n_importance_samples=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_samples", 0),
+        ("n_samples", 2.0),
+        ("n_samples", "3"),
+        ("add_noise", "yes"),
+        ("random_state", "seed"),
+    ],
+)
+def test_bad_arguments_of_sample_are_refused(name, value):
+    vae = small_vae().fit(X)
+    with pytest.raises(ValueError, match=f"'{name}'"):
+        vae.sample(**{name: value})
+
+
+def test_feature_names_of_other_kinds_are_refused(no_training):
+    frame = pd.DataFrame(X)
+    frame.columns = ["a", "b", "c", "d", 5]
+    vae = small_vae()
+    with _Unchanged(vae), pytest.raises(TypeError, match="string"):
+        vae.fit(frame)
+
+
+# Training that diverges
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"learning_rate": 1e30, "optimizer": "sgd"},
+        {"learning_rate": 1e30, "optimizer": "sgd", "early_stopping": False},
+        {"learning_rate": 1e30, "early_stopping": False},
+        {"max_iter": 1, "learning_rate": 1e30, "early_stopping": False}
+        | {"batch_size": 100, "optimizer": "sgd"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_divergence_is_an_error_that_names_the_way_out(vae, method, params):
+    vae.set_params(**params)
+    state = torch.random.get_rng_state()
+    with _Unchanged(vae), pytest.raises(ValueError, match="diverged") as info:
+        getattr(vae, method)(X)
+    for name in ("learning_rate", "sigma", "batch_size"):
+        assert re.search(rf"\b{name}\b", str(info.value))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    # The estimator still works.
+    vae.set_params(**small_vae().get_params()).fit(X)
+    assert np.isfinite(vae.score(X))
+
+
+@pytest.mark.parametrize("sigma", [1e-200, 1e200, 1e308, 5e-324])
+@pytest.mark.parametrize("max_iter", [0, 3])
+def test_a_sigma_in_other_units_than_the_data_is_an_error_that_says_so(
+    vae, sigma, max_iter
+):
+    vae.set_params(sigma=sigma, max_iter=max_iter)
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"\bsigma\b"):
+        vae.fit(X)
+
+
+def test_outliers_do_not_make_a_fit_fail_silently():
+    rows = X.copy()
+    rows[0] = 1e25
+    vae = small_vae(sigma=1e-3)
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"\bsigma\b"):
+        vae.fit(rows)
+
+
+def test_deep_copies_are_not_touched_by_failures():
+    vae = small_vae().fit(X)
+    copied = copy.deepcopy(vae)
+    vae.set_params(sigma=-1.0)
+    with pytest.raises(ValueError, match="'sigma'"):
+        vae.fit(X)
+    assert copied.sigma_ == vae.sigma_ == 0.3
+    assert np.array_equal(copied.transform(X), vae.transform(X))
