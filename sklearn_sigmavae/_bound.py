@@ -176,11 +176,11 @@ class NegativeBound(nn.Module):
         return self.min_scale is not None
 
     def forward(self, vae, x, eps):
-        """Mean loss of rows, in two parts.
+        """Mean loss of rows, less :meth:`constant`.
 
         The same as from :func:`bound_terms`, in fewer operations, since on small
-        batches each one has its price: sums run over all rows at once, and what takes
-        no part in the gradient is kept apart.
+        batches each one has its price: sums run over all rows at once, and what no
+        gradient sees is left out.
 
         Parameters
         ----------
@@ -194,27 +194,35 @@ class NegativeBound(nn.Module):
         Returns
         -------
         loss : torch.Tensor of shape ()
-            What to minimise.
-        constant : float or torch.Tensor of shape ()
-            To be added to it for a value in nats.
         """
         mean, log_var = vae.encode(x)
         std = torch.exp(0.5 * log_var)
         location = vae.decode(torch.addcmul(mean, std, eps))
         n_rows, n_components = mean.shape
         n_points = eps.numel() // n_components
-        n_features = location.numel() // n_points
         if eps.ndim > mean.ndim:
             x = x.expand_as(location)
         x, location = x.flatten(), location.flatten()
-        learn = self.training and self.min_scale is not None
-        scale = self._batch_scale(x, location) if learn else self.scale
+        scale = self._batch_scale(x, location) if self._is_learning else self.scale
         energy = self.noise.energy(x, location, scale)
         squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std).sum()
         weight = 0.5 * self.beta * n_points / n_rows
         loss = torch.add(energy, squares, alpha=weight) * (1 / n_points)
-        constant = n_features * self.noise.log_normalizer(scale) + self.log_volume
-        return loss, constant - 0.5 * self.beta * n_components
+        if self._is_learning:
+            loss = loss + len(x) // n_points * self.noise.log_normalizer(scale)
+        return loss
+
+    def constant(self, vae):
+        """What :meth:`forward` leaves out of the loss: a number, in nats."""
+        constant = self.log_volume - 0.5 * self.beta * vae.n_components
+        if not self._is_learning:
+            n_features = vae.units.scale.size
+            constant += n_features * self.noise.log_normalizer(self.scale)
+        return constant
+
+    @property
+    def _is_learning(self):
+        return self.training and self.min_scale is not None
 
     def _batch_scale(self, x, location):
         # No gradient is needed through the scale: at its maximum the likelihood's

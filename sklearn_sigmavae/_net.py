@@ -151,10 +151,12 @@ class BoundNet(NeuralNet):
             return
         self._set_training(training)
         if self.watches_batches_:
+            step_fn = self._for_callbacks(step_fn)
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
         else:
+            loss = self._mean_loss(iterator, step_fn)
             self.history.new_batch()
-            self.history.record_batch(prefix + "_loss", _mean_loss(iterator, step_fn))
+            self.history.record_batch(prefix + "_loss", loss)
             self.history.record_batch(prefix + "_batch_size", len(iterator.dataset))
             self.history.record(prefix + "_batch_count", len(iterator))
         if training:
@@ -167,7 +169,7 @@ class BoundNet(NeuralNet):
         # As zero_grad does, less what that records for profilers at each step.
         for parameter in self.parameters_:
             parameter.grad = None
-        loss, constant = self.criterion_(self.module_, x, eps)
+        loss = self.criterion_(self.module_, x, eps)
         loss.backward()
         if self.watches_batches_:
             parameters = TeeGenerator(self.get_all_learnable_params())
@@ -180,32 +182,47 @@ class BoundNet(NeuralNet):
         self._step_optimizer(None)
         if self.scheduler_ is not None:
             self.scheduler_.step()
-        return self._step_result(loss.detach() + constant, x)
+        return {"loss": loss.detach()}
 
     def validation_step(self, batch, **fit_params):
         """Loss of held-out rows."""
         x, eps = batch
         with torch.no_grad():
-            loss, constant = self.criterion_(self.module_, x, eps)
-        return self._step_result(loss + constant, x)
+            return {"loss": self.criterion_(self.module_, x, eps)}
 
-    def _step_result(self, loss, x):
-        step = {"loss": loss}
-        if self.watches_batches_:
-            # skorch's callbacks expect a prediction; it takes another pass.
-            # It is one of evaluation: dropout would draw from the random state, and a
-            # batch normalisation learn from each batch twice.
+    def _for_callbacks(self, step_fn):
+        """Step that returns what skorch's callbacks expect; it takes another pass."""
+
+        def step(batch, **fit_params):
+            loss = step_fn(batch, **fit_params)["loss"]
+            # In evaluation mode: dropout would draw from the random state, and a batch
+            # normalisation learn from each batch twice.
             training = self.module_.training
             self.module_.eval()
             with torch.no_grad():
-                step["y_pred"] = self.infer(x)
+                y_pred = self.infer(batch[0])
             self.module_.train(training)
+            return {"loss": loss + self._constant, "y_pred": y_pred}
+
         return step
 
     def validation_loss(self, dataset):
-        """Mean loss of a dataset at the present weights."""
+        """Mean loss of a dataset at the present weights, in nats."""
         self._set_training(False)
-        return _mean_loss(self.get_iterator(dataset), self.validation_step)
+        return self._mean_loss(self.get_iterator(dataset), self.validation_step)
+
+    def _mean_loss(self, batches, step_fn):
+        losses, sizes = [], []
+        for batch in batches:
+            losses.append(step_fn(batch)["loss"])
+            sizes.append(len(batch[0]))
+        losses = torch.stack(losses).double()
+        mean = losses @ losses.new_tensor(sizes) / sum(sizes)
+        return mean.item() + self._constant
+
+    @property
+    def _constant(self):
+        return self.criterion_.constant(self.module_)
 
     def learn_scale(self, x):
         """Set the learned scale to the maximum-likelihood one over rows `x`."""
@@ -227,15 +244,6 @@ class BoundNet(NeuralNet):
                 f"{len(self.history)}. Lower learning_rate (now {self.lr:g}), or raise "
                 "sigma or batch_size; if that does not help, look for outliers in X."
             )
-
-
-def _mean_loss(batches, step_fn):
-    losses, sizes = [], []
-    for batch in batches:
-        losses.append(step_fn(batch)["loss"])
-        sizes.append(len(batch[0]))
-    losses = torch.stack(losses).double()
-    return (losses @ losses.new_tensor(sizes) / sum(sizes)).item()
 
 
 class StopTraining(Exception):

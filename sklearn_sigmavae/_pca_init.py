@@ -60,8 +60,9 @@ class PrincipalAxes:
             pca = PCA(min(n_axes, *x.shape), random_state=random_state).fit(x)
         # scikit-learn divides by n - 1; the likelihood's optimum divides by n.
         eigenvalues = pca.explained_variance_ * (len(x) - 1) / len(x)
-        residual = max(np.square(x - pca.mean_).sum() / len(x) - eigenvalues.sum(), 0.0)
-        return cls(eigenvalues, pca.components_, residual)
+        n_others = min(x.shape) - len(eigenvalues)
+        residual = pca.noise_variance_ * n_others * (len(x) - 1) / len(x)
+        return cls(eigenvalues, pca.components_, float(residual))
 
     def start(self, noise_variance, n_components):
         """Weights of the linear optimum at a noise variance tau.

@@ -262,10 +262,10 @@ def _learn_sigma(net, x):
 
 
 def _count_active(vae, x):
+    some_rows = x[:: max(1, len(x) // ROWS_FOR_KL)]
     with torch.no_grad():
-        some_rows = x[:: max(1, len(x) // ROWS_FOR_KL)]
         kl = kl_divergence(*vae.encode(some_rows)).mean(dim=0)
-    if not kl.isfinite().all():
+    if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
         raise ValueError(
             "Training diverged: the weights are no longer finite. Lower learning_rate, "
             "or raise sigma or batch_size."
