@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn_sigmavae import SigmaVAE
 
 N_COMPONENTS = 16
-SIGMAS = [0.75, 1.0, 1.25, 1.5, 2.0, 3.0]
+SIGMAS = [1.0, 1.25, 1.5, 1.75, 2.0, 3.0]
 
 
 def main():
@@ -52,7 +52,7 @@ def main():
     accuracy = {}
     for name, reducer in (
         ("PCA", PCA(N_COMPONENTS)),
-        ("SigmaVAE", SigmaVAE(N_COMPONENTS, sigma=1.5, random_state=0)),
+        ("SigmaVAE", SigmaVAE(N_COMPONENTS, sigma=best.sigma_, random_state=0)),
     ):
         model = make_pipeline(reducer, LogisticRegression(max_iter=5000))
         accuracy[name] = model.fit(X_train, y_train).score(X_test, y_test)

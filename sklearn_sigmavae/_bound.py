@@ -180,7 +180,8 @@ class NegativeBound(nn.Module):
 
         The same as from :func:`bound_terms`, in fewer operations, since on small
         batches each one has its price: sums run over all rows at once, and what no
-        gradient sees is left out.
+        gradient sees is left out (the normaliser of a scale that is being learned is
+        not: it changes from batch to batch).
 
         Parameters
         ----------
@@ -199,17 +200,17 @@ class NegativeBound(nn.Module):
         std = torch.exp(0.5 * log_var)
         location = vae.decode(torch.addcmul(mean, std, eps))
         n_rows, n_components = mean.shape
-        n_points = eps.numel() // n_components
+        n_draws = eps.numel() // n_components  # rows times points
         if eps.ndim > mean.ndim:
             x = x.expand_as(location)
         x, location = x.flatten(), location.flatten()
         scale = self._batch_scale(x, location) if self._is_learning else self.scale
         energy = self.noise.energy(x, location, scale)
         squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std).sum()
-        weight = 0.5 * self.beta * n_points / n_rows
-        loss = torch.add(energy, squares, alpha=weight) * (1 / n_points)
+        weight = 0.5 * self.beta * n_draws / n_rows
+        loss = torch.add(energy, squares, alpha=weight) * (1 / n_draws)
         if self._is_learning:
-            loss = loss + len(x) // n_points * self.noise.log_normalizer(scale)
+            loss = loss + len(x) // n_draws * self.noise.log_normalizer(scale)
         return loss
 
     def constant(self, vae):
@@ -222,7 +223,7 @@ class NegativeBound(nn.Module):
 
     @property
     def _is_learning(self):
-        return self.training and self.min_scale is not None
+        return self.training and self.learns_scale
 
     def _batch_scale(self, x, location):
         # No gradient is needed through the scale: at its maximum the likelihood's

@@ -15,7 +15,7 @@ _SMALL_SHIFT = 8
 _BLOCK = 2**17
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Units:
     """Affine map between data and the units that the networks see.
 
@@ -103,15 +103,15 @@ class Units:
             x = (x - torch.from_numpy(self.offset)) / torch.from_numpy(self.scale)
             return x.to(torch.float64 if X.dtype == np.float64 else torch.float32)
         high, low, inverse = self._float32_terms
-        x = x - high
+        x = x - torch.from_numpy(high)
         if low is not None:
-            x -= low
-        x *= inverse
+            x -= torch.from_numpy(low)
+        x *= inverse if isinstance(inverse, float) else torch.from_numpy(inverse)
         return x
 
     @cached_property
     def _float32_terms(self):
-        """Float32 tensors a, b, c with internal value = (data - a - b) * c, or None.
+        """Float32 arrays a, b, c with internal value = (data - a - b) * c, or None.
 
         The offset is a sum of two numbers, of which the first is subtracted without
         error wherever large numbers cancel; where they do not, b is None. A c common to
@@ -124,12 +124,13 @@ class Units:
         high = self.offset.astype(np.float32)
         low = None
         if np.abs(self.offset / self.scale).max() > _SMALL_SHIFT:
-            low = torch.from_numpy((self.offset - high).astype(np.float32))
+            low = (self.offset - high).astype(np.float32)
         if np.ptp(self.scale) == 0:
             inverse = float(1 / self.scale[0])
         else:
-            inverse = torch.from_numpy((1 / self.scale).astype(np.float32))
-        return torch.from_numpy(high), low, inverse
+            inverse = (1 / self.scale).astype(np.float32)
+        # Arrays, since tensors would move with the weights where a model is unpickled.
+        return high, low, inverse
 
     def to_data(self, x):
         """Internal units to data, in float64.
@@ -146,7 +147,7 @@ class Units:
 
 
 def _blocks(X):
-    step = max(1, _BLOCK // max(1, X[0].size)) if len(X) else 1
+    step = max(1, _BLOCK // X.shape[1])
     return (X[start : start + step] for start in range(0, len(X), step))
 
 

@@ -6,6 +6,7 @@ import threading
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 
+import numpy as np
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
@@ -65,9 +66,10 @@ class BoundNet(NeuralNet):
         """Go on from another net: its optimizer's state and its history."""
         self.history_ = deepcopy(other.history_)
         if type(self.optimizer_) is type(other.optimizer_):
-            self.optimizer_.load_state_dict(deepcopy(other.optimizer_.state_dict()))
-            for group in self.optimizer_.param_groups:
-                group["lr"] = self.lr
+            # The moments of the other, the settings of this one.
+            state = deepcopy(other.optimizer_.state_dict())
+            state["param_groups"] = self.optimizer_.state_dict()["param_groups"]
+            self.optimizer_.load_state_dict(state)
         return self
 
     def train(self, x_train, x_val):
@@ -116,6 +118,9 @@ class BoundNet(NeuralNet):
             del self.parameters_, self.generator_, self.scheduler_
             del self.watches_batches_, self.interrupts_
             self._set_training(False)
+            for _, callback in self.callbacks_:
+                if isinstance(callback, ProgressBar):
+                    callback.close()
 
     def notify(self, method_name, **kwargs):
         """Call a method of this net and of each callback."""
@@ -216,9 +221,8 @@ class BoundNet(NeuralNet):
         for batch in batches:
             losses.append(step_fn(batch)["loss"])
             sizes.append(len(batch[0]))
-        losses = torch.stack(losses).double()
-        mean = losses @ losses.new_tensor(sizes) / sum(sizes)
-        return mean.item() + self._constant
+        mean = np.average(torch.stack(losses).tolist(), weights=sizes)
+        return float(mean) + self._constant
 
     @property
     def _constant(self):
@@ -314,10 +318,9 @@ class ProgressBar(Callback):
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
-    def on_train_end(self, net, **kwargs):
-        """Close the bar."""
-        self._bar.close()
-        del self._bar
+    def close(self):
+        """Close the bar, also of a training that failed."""
+        vars(self).pop("_bar").close()
 
 
 @contextmanager
@@ -368,7 +371,10 @@ class _IsolatedRng:
                 self.fork = torch.random.fork_rng(devices=range(n_devices))
                 self.fork.__enter__()
             self.depth += 1
-            torch.manual_seed(seed)
+            # torch.manual_seed would seed devices too that are not in use, for later.
+            torch.default_generator.manual_seed(seed)
+            if torch.cuda.is_initialized():
+                torch.cuda.manual_seed_all(seed)
         try:
             yield
         finally:

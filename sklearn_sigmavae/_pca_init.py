@@ -23,7 +23,7 @@ import torch
 from sklearn.decomposition import PCA
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PrincipalAxes:
     """Leading eigenpairs of the covariance of the data, in internal units.
 
@@ -143,7 +143,7 @@ def start_at_pca(vae, x, noise, scale, beta, min_scale, seed):
         scale = max(min_scale, np.sqrt(variance / noise.variance_factor))
     tau = ratio * noise.variance_factor * scale**2
     if not axes.in_use(tau).any():
-        _warn_all_dead(axes.eigenvalues[0], tau, scale, vae.units)
+        _warn_all_dead(axes.eigenvalues[0], tau, scale, beta, vae.units)
     encoder, log_var, decoder = axes.start(tau, vae.n_components)
     with torch.no_grad():
         vae.encoder.linear.weight.copy_(torch.from_numpy(encoder))
@@ -156,7 +156,7 @@ def start_at_pca(vae, x, noise, scale, beta, min_scale, seed):
     return float(scale)
 
 
-def _warn_all_dead(eigenvalue, tau, scale, units):
+def _warn_all_dead(eigenvalue, tau, scale, beta, units):
     # Inside, the mean variance of a feature is one unless all are constant.
     if eigenvalue < 1e-12:
         warnings.warn(
@@ -167,9 +167,9 @@ def _warn_all_dead(eigenvalue, tau, scale, units):
     sigma, spread = scale * unit, np.sqrt(eigenvalue) * unit
     works = 0.5 * sigma * np.sqrt(eigenvalue / tau)
     warnings.warn(
-        f"No component is in use at the start: sigma={sigma:.4g} hides the data, whose "
-        f"largest standard deviation along any direction is {spread:.4g} (for "
-        "per-feature scales both are geometric means). A smaller sigma, such as "
-        f"{works:.2g}, would see it.",
+        f"No component is in use at the start: sigma={sigma:.4g}, at beta={beta:g}, "
+        "hides the data, whose largest standard deviation along any direction is "
+        f"{spread:.4g} (for per-feature scales both are geometric means). A smaller "
+        f"sigma, such as {works:.2g}, would see it.",
         stacklevel=2,
     )

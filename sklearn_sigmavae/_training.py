@@ -208,7 +208,11 @@ def _structure(params):
         name: _comparable(value)
         for name, value in params.get_params(deep=True).items()
         if name.split("__")[0] in STRUCTURE
-    } | {"hidden_layer_sizes": tuple(np.ravel(params.hidden_layer_sizes).tolist())}
+    } | (
+        {"hidden_layer_sizes": tuple(np.ravel(params.hidden_layer_sizes).tolist())}
+        if isinstance(params.network, str)
+        else {"hidden_layer_sizes": None, "activation": None}
+    )
 
 
 def _comparable(value):

@@ -74,6 +74,11 @@ def resolve_network(network, hidden_layer_sizes, activation):
 def resolve_optimizer(optimizer, device):
     """Optimizer class and keyword arguments that an ``optimizer`` stands for."""
     if not isinstance(optimizer, str):
+        if optimizer is torch.optim.LBFGS:
+            raise ValueError(
+                "The 'optimizer' parameter of SigmaVAE must be of first order. Got "
+                "torch.optim.LBFGS, which evaluates the loss many times a step."
+            )
         return optimizer, {}
     cls, kwargs = OPTIMIZERS[optimizer]
     fused = device.type in ("cpu", "cuda")

@@ -80,3 +80,13 @@ def test_constant_data_has_a_scale_of_one():
 def test_infinite_spread_is_an_error():
     with pytest.raises(ValueError, match="spread of X is not finite"):
         Units.of_data(np.array([[1.7e308], [-1.7e308], [-1.7e308]]), np.ones(1))
+
+
+def test_units_hold_no_tensors():
+    # They would move with the weights where a model from another device is unpickled.
+    X = table(100.0, 1.0, dtype=np.float32)
+    units = Units.of_data(X, np.array([0.5, 1.0, 1.0, 2.0]))
+    units.to_internal(X)
+    terms = [units.offset, units.scale, *units._float32_terms]
+    assert len(terms) == 5
+    assert all(isinstance(term, np.ndarray) for term in terms)

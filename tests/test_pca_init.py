@@ -122,7 +122,7 @@ def test_dead_start_warns_and_its_advice_works(digits, noise, beta):
     vae = SigmaVAE(8, sigma=5.0, beta=beta, noise=noise, max_iter=0)
     largest = np.sqrt(spectrum(digits)[0])
     with pytest.warns(
-        UserWarning, match=rf"sigma=5 hides .* is {largest:.4g}"
+        UserWarning, match=rf"sigma=5, at beta={beta:g}, hides .* is {largest:.4g}"
     ) as caught:
         vae.fit(digits)
     assert vae.n_active_components_ == 0

@@ -57,7 +57,7 @@ def test_check_estimator_with_all_epochs(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("estimator", QUICK, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("check", MORE_CHECKS, ids=lambda check: check.__name__)
-def test_more_checks(check, estimator):
-    check("SigmaVAE", estimator)
+def test_more_checks(check, variant):
+    check("SigmaVAE", SigmaVAE(max_iter=5, **variant))
