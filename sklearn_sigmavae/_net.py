@@ -124,6 +124,9 @@ class BoundNet(NeuralNet):
 
     def notify(self, method_name, **kwargs):
         """Call a method of this net and of each callback."""
+        if any(self.interrupts_):
+            # It was raised where Python ignores exceptions, in a destructor say.
+            raise KeyboardInterrupt
         getattr(self, method_name)(self, **kwargs)
         stop = False
         # All callbacks see the hook in which one of them stops the training.
@@ -327,6 +330,9 @@ class ProgressBar(Callback):
 def _watch_for_sigint():
     """List that is non-empty once the user has pressed Ctrl-C.
 
+    Its items say whether that must end the training, as it does unless the user's own
+    handler decides otherwise.
+
     skorch's callbacks raise KeyboardInterrupt to stop early; only this tells one from
     the other. Signals reach the main thread alone, so elsewhere none can come.
     """
@@ -339,7 +345,7 @@ def _watch_for_sigint():
         return
 
     def handle(signum, frame):
-        received.append(signum)
+        received.append(previous is signal.default_int_handler)
         previous(signum, frame)
 
     signal.signal(signal.SIGINT, handle)

@@ -450,6 +450,23 @@ def test_ctrl_c_at_any_time_propagates():
     assert same_weights(weights(vae), before)
 
 
+class _SigintInDestructor(Callback):
+    """Presses Ctrl-C where Python prints exceptions and goes on."""
+
+    def on_epoch_end(self, net, **kwargs):
+        class Dying:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        Dying()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_destructor_propagates():
+    with pytest.raises(KeyboardInterrupt):
+        small_vae(callbacks=[_SigintInDestructor()], max_iter=50).fit(X)
+
+
 def test_ctrl_c_ends_a_grid_search():
     search = GridSearchCV(
         small_vae(callbacks=[_Sigint()], max_iter=50), {"sigma": [0.1, 0.3]}, cv=2
