@@ -1,19 +1,167 @@
-"""Batches sliced from rows on a device, with the points to evaluate the bound at.
+"""Rows wherever they lie, and batches of them with the points for the bound.
 
 A loader that fetches row by row costs more than the training step on a small table;
-these slice whole batches out of a tensor.
+these gather the rows of many batches at once and slice them.
 """
 
 import math
 
+import numpy as np
 import torch
+from torch.utils.data import Dataset
 
-# Numbers that are gathered from the rows at once: enough to make the cost of a call
-# small, few enough to stay in cache and to take no memory worth mentioning.
-_GATHERED = 2**20
+from ._device import fits
+from ._module import as_tensor, blocks
 
-# Rows times points of an evaluation batch.
-_EVALUATION_BATCH = 4096
+# Numbers that are gathered from the rows at once. On the CPU: enough to make the cost
+# of a call small, few enough to stay in cache and to take no memory worth mentioning.
+_GATHERED_ON_CPU = 2**20
+_GATHERED_ELSEWHERE = 2**24
+
+# Numbers in the widest layer in an evaluation batch, and the least that it counts as
+# having for each row and point.
+_EVALUATED = 2**22
+_LEAST_WIDTH = 2**10
+
+
+class _Rows:
+    """Rows of an array, in float32 and internal units when they are asked for.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Number of rows and of features.
+    device : torch.device
+        Where the rows are wanted.
+    index_device : torch.device
+        Where the tensor that tells which ones must be.
+    """
+
+    def __init__(self, X, device, index_device):
+        self.shape = X.shape
+        self.device = device
+        self.index_device = index_device
+
+    def __len__(self):
+        return self.shape[0]
+
+
+class ResidentRows(_Rows):
+    """Rows kept on the device, converted."""
+
+    def __init__(self, X, units, device):
+        super().__init__(X, device, device)
+        self._x = torch.empty(X.shape, dtype=torch.float32, device=device)
+        # In blocks, since a conversion goes through several arrays, some in float64.
+        for block in blocks(X):
+            self._x[block] = units.to_internal(X[block])
+
+    def __getitem__(self, index):
+        return self._x[index]
+
+
+class IntegerRows(_Rows):
+    """Rows of unsigned integers kept on the device, converted when they are asked for.
+
+    They take a quarter of the memory of floats, or half of it.
+    """
+
+    def __init__(self, X, units, device):
+        super().__init__(X, device, device)
+        x = as_tensor(X)
+        self._dtype = x.dtype
+        # Torch does little with unsigned integers of 16 bits, signed ones are as wide.
+        width = {1: torch.uint8, 2: torch.int16}[X.itemsize]
+        self._x = x.view(width).to(device)
+        self._to_internal = units.float32_map(device)
+
+    def __getitem__(self, index):
+        return self._to_internal(self._x[index].view(self._dtype).to(torch.float32))
+
+
+class HostRows(_Rows):
+    """Rows left in the user's array, sent to the device when they are asked for."""
+
+    def __init__(self, X, units, device):
+        super().__init__(X, device, torch.device("cpu"))
+        self._X = X
+        self._units = units
+
+    def __getitem__(self, index):
+        x = self._units.to_internal(self._X[index.numpy()]).to(torch.float32)
+        if self.device.type == "cuda":
+            # From pinned memory the copy runs while the device computes.
+            x = x.pin_memory()
+        return x.to(self.device, non_blocking=True)
+
+
+def place_rows(X, units, device):
+    """Keep the rows of an array where training gets at them best.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        float32, float64, uint8 or uint16.
+    units : Units
+        Map to internal units.
+    device : torch.device
+        Device to train on.
+
+    Returns
+    -------
+    rows : ResidentRows, IntegerRows or HostRows
+        Indexed with a tensor of integers, it gives a tensor.
+    """
+    is_integer = X.dtype.kind == "u"
+    n_bytes = X.size * (X.itemsize if is_integer else 4)
+    if _is_mapped(X) or not fits(n_bytes, device):
+        return HostRows(X, units, device)
+    if not is_integer:
+        return ResidentRows(X, units, device)
+    # On the CPU they already are where they should be.
+    on_host = device.type == "cpu" or units.float32_map(device) is None
+    return (HostRows if on_host else IntegerRows)(X, units, device)
+
+
+def _is_mapped(X):
+    """Whether an array is a view of a file that is mapped into memory."""
+    while X is not None:
+        if isinstance(X, np.memmap):
+            return True
+        X = getattr(X, "base", None)
+    return False
+
+
+class Selection(Dataset):
+    """Some of the rows, as a dataset for skorch.
+
+    Parameters
+    ----------
+    rows : ResidentRows, IntegerRows or HostRows
+        All rows.
+    index : torch.Tensor or None, default=None
+        Which of them; None for all.
+    """
+
+    def __init__(self, rows, index=None):
+        self.rows = rows
+        index = torch.arange(len(rows)) if index is None else index
+        self.index = index.to(rows.index_device)
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, item):
+        x = self.rows[self.index[item]]
+        return x, x
+
+    @property
+    def X(self):  # noqa: N802, the name that skorch looks for
+        """torch.Tensor : All of them, for callbacks of skorch that ask."""
+        return self.rows[self.index]
+
+    # A row is its own target.
+    y = X
 
 
 class TrainingBatches:
@@ -21,8 +169,8 @@ class TrainingBatches:
 
     Parameters
     ----------
-    dataset : torch.utils.data.TensorDataset
-        Its first tensor holds the rows, in internal units.
+    selection : Selection
+        Rows to draw from.
     batch_size : int
         Rows in a batch; the last one may have fewer.
     n_components : int
@@ -31,8 +179,8 @@ class TrainingBatches:
         Source of the order and of the draws, on the device of the rows.
     """
 
-    def __init__(self, dataset, batch_size, n_components, generator):
-        self.dataset = dataset
+    def __init__(self, selection, batch_size, n_components, generator):
+        self.dataset = selection
         self.batch_size = batch_size
         self.n_components = n_components
         self.generator = generator
@@ -41,17 +189,25 @@ class TrainingBatches:
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self):
-        x = self.dataset.tensors[0]
-        random = {"generator": self.generator, "device": x.device}
-        n_batches = max(1, _GATHERED // (self.batch_size * x[0].numel()))
-        order = torch.randperm(len(x), **random)
-        for index in order.split(n_batches * self.batch_size):
-            eps = torch.randn(len(index), self.n_components, dtype=x.dtype, **random)
+        rows, index = self.dataset.rows, self.dataset.index
+        random = {"generator": self.generator, "device": rows.device}
+        order = torch.randperm(len(index), **random)
+        order = index[order.to(index.device)]
+        for gathered in order.split(self._n_gathered() * self.batch_size):
+            shape = len(gathered), self.n_components
+            eps = torch.randn(shape, dtype=torch.float32, **random)
             yield from zip(
-                x[index].split(self.batch_size),
+                rows[gathered].split(self.batch_size),
                 eps.split(self.batch_size),
                 strict=True,
             )
+
+    def _n_gathered(self):
+        """How many batches to gather at once."""
+        rows = self.dataset.rows
+        on_cpu = rows.device.type == "cpu"
+        numbers = _GATHERED_ON_CPU if on_cpu else _GATHERED_ELSEWHERE
+        return max(1, numbers // (self.batch_size * rows.shape[1]))
 
 
 class EvaluationBatches:
@@ -61,33 +217,30 @@ class EvaluationBatches:
 
     Parameters
     ----------
-    dataset : torch.utils.data.TensorDataset
-        Its first tensor holds the rows, in internal units.
-    n_components : int
-        Dimension of the points.
+    selection : Selection
+        Rows to evaluate.
+    vae : VAE
+        The module to evaluate: its dimension is that of the points.
     n_points : int
         About how many points there should be over all rows; each has two at least.
     """
 
-    def __init__(self, dataset, n_components, n_points):
-        self.dataset = dataset
-        self.n_components = n_components
-        self.n_pairs = max(1, n_points // (2 * len(dataset)))
-        self.batch_size = max(1, _EVALUATION_BATCH // (2 * self.n_pairs))
+    def __init__(self, selection, vae, n_points):
+        self.dataset = selection
+        self.n_components = vae.n_components
+        self.n_pairs = max(1, n_points // (2 * len(selection)))
+        width = max(_LEAST_WIDTH, vae.width)
+        self.batch_size = max(1, _EVALUATED // (2 * self.n_pairs * width))
 
     def __len__(self):
         return math.ceil(len(self.dataset) / self.batch_size)
 
     def __iter__(self):
-        x = self.dataset.tensors[0]
-        generator = torch.Generator(x.device).manual_seed(0)
-        for rows in x.split(self.batch_size):
+        rows, device = self.dataset.rows, self.dataset.rows.device
+        generator = torch.Generator(device).manual_seed(0)
+        for index in self.dataset.index.split(self.batch_size):
+            shape = self.n_pairs, len(index), self.n_components
             eps = torch.randn(
-                self.n_pairs,
-                len(rows),
-                self.n_components,
-                generator=generator,
-                dtype=x.dtype,
-                device=x.device,
+                shape, dtype=torch.float32, generator=generator, device=device
             )
-            yield rows, torch.cat([eps, -eps])
+            yield rows[index], torch.cat([eps, -eps])

@@ -168,7 +168,7 @@ class NegativeBound(nn.Module):
         self.scale = scale
         self.log_volume = log_volume
         self.min_scale = min_scale
-        self.powers = []
+        self.power = None
 
     @property
     def learns_scale(self):
@@ -204,7 +204,9 @@ class NegativeBound(nn.Module):
         if eps.ndim > mean.ndim:
             x = x.expand_as(location)
         x, location = x.flatten(), location.flatten()
-        scale = self._batch_scale(x, location) if self._is_learning else self.scale
+        scale = (
+            self._batch_scale(x, location, n_rows) if self._is_learning else self.scale
+        )
         energy = self.noise.energy(x, location, scale)
         squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std).sum()
         weight = 0.5 * self.beta * n_draws / n_rows
@@ -225,18 +227,24 @@ class NegativeBound(nn.Module):
     def _is_learning(self):
         return self.training and self.learns_scale
 
-    def _batch_scale(self, x, location):
+    def _batch_scale(self, x, location, n_rows):
         # No gradient is needed through the scale: at its maximum the likelihood's
         # derivative with respect to it is zero.
         with torch.no_grad():
             power = self.noise.mean_power(x, location)
-            self.powers.append((power, x.numel()))
+            # In place, and on the device: a captured step must find it again.
+            self.power.add_(power, alpha=n_rows)
             return (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
 
-    def end_epoch(self):
-        """Make the scale of the batches since the last call that of evaluations."""
-        if self.powers:
-            powers, sizes = zip(*self.powers, strict=True)
-            mean = np.average(torch.stack(powers).tolist(), weights=sizes)
-            self.scale = max(self.min_scale, float(mean) ** (1 / self.noise.exponent))
-            self.powers = []
+    def begin_epoch(self, device):
+        """Start to collect what the learned scale, if any, is computed from."""
+        if self.learns_scale:
+            if self.power is None:
+                self.power = torch.zeros((), dtype=torch.float32, device=device)
+            self.power.zero_()
+
+    def end_epoch(self, n_rows):
+        """Make the scale of the `n_rows` rows since then that of evaluations."""
+        if self.learns_scale:
+            power = self.power.item() / n_rows
+            self.scale = max(self.min_scale, power ** (1 / self.noise.exponent))

@@ -1,4 +1,4 @@
-"""Running a trained VAE over arrays, block by block."""
+"""Running a trained VAE over rows, block by block."""
 
 import math
 from copy import deepcopy
@@ -7,12 +7,15 @@ import numpy as np
 import torch
 from sklearn.utils import assert_all_finite
 
-# Numbers in the widest array of one block of rows: bounds the memory, and small blocks
-# stay in cache.
-_BLOCK_SIZE = 2**19
+from ._device import is_out_of_memory, matmul_precision
 
-# Assumed width of the widest layer, where the data is narrower.
-_WIDTH = 256
+# Numbers in the widest array of one block of rows: bounds the memory, and on the CPU
+# small blocks stay in cache.
+_BLOCK_SIZE_ON_CPU = 2**19
+_BLOCK_SIZE_ELSEWHERE = 2**24
+
+# The widest layer counts as at least this wide.
+_LEAST_WIDTH = 256
 
 
 def run_in_blocks(vae, function, X, n_points=1):
@@ -28,15 +31,17 @@ def run_in_blocks(vae, function, X, n_points=1):
     function : callable
         Takes the module and a tensor (n, *input_shape) in internal units, and returns
         a tensor (n, ...).
-    X : ndarray of shape (n_samples, n_features), float32 or float64
-        Data. That it is finite is checked here, block by block, since by the time all
-        of a large array has been read its beginning has left the cache.
+    X : ndarray of shape (n_samples, n_features)
+        Data, float32, float64, uint8 or uint16. That it is finite is checked here,
+        block by block, since by the time all of a large array has been read its
+        beginning has left the cache.
     n_points : int
         How many copies of each row the function makes.
 
     Returns
     -------
-    result : ndarray of shape (n_samples, ...), of the dtype of `X`
+    result : ndarray of shape (n_samples, ...)
+        Of the dtype of `X`, or float32 for integers.
 
     Raises
     ------
@@ -70,20 +75,29 @@ def decode_in_blocks(vae, Z):
 
 def _run(vae, function, rows, to_tensor, n_points):
     device = vae.device
+    on_cpu = device.type == "cpu"
     dtype = torch.float32
-    if rows.dtype == np.float64 and device.type == "cpu":
+    if rows.dtype == np.float64 and on_cpu:
         dtype = torch.float64
         vae = deepcopy(vae).double()
-    width = max(_WIDTH, rows.shape[1], vae.units.offset.size)
-    step = max(1, _BLOCK_SIZE // (width * n_points))
-    result = None
-    with torch.inference_mode():
-        for start in range(0, len(rows), step):
-            x = to_tensor(rows[start : start + step]).to(device, dtype)
-            block = function(vae, x)
+    width = max(_LEAST_WIDTH, vae.width, vae.layout.n_features)
+    size = _BLOCK_SIZE_ON_CPU if on_cpu else _BLOCK_SIZE_ELSEWHERE
+    step = max(1, size // (width * n_points))
+    result, start = None, 0
+    with torch.inference_mode(), matmul_precision(device):
+        while start < len(rows):
+            block = slice(start, start + step)
+            try:
+                output = function(vae, to_tensor(rows[block]).to(device, dtype))
+            except RuntimeError as error:
+                if step == 1 or not is_out_of_memory(error):
+                    raise
+                step //= 2
+                continue
             if result is None:
-                shape = len(rows), *block.shape[1:]
-                result = np.empty(shape, dtype=rows.dtype)
+                result_dtype = np.result_type(rows.dtype, np.float32)
+                result = np.empty((len(rows), *output.shape[1:]), dtype=result_dtype)
             # Stored while it is in cache.
-            torch.from_numpy(result[start : start + step]).copy_(block)
+            torch.from_numpy(result[block]).copy_(output)
+            start += step
     return result

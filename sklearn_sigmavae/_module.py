@@ -76,8 +76,8 @@ class Units:
         # overflows or underflows.
         middle = low + 0.5 * (high - low)
         total, squares = np.zeros(X.shape[1]), 0.0
-        for rows in _blocks(X):
-            deviation = (rows - middle) / divisor
+        for block in blocks(X):
+            deviation = (X[block] - middle) / divisor
             total += deviation.sum(axis=0)
             squares += np.vdot(deviation, deviation)
         mean = total / len(X)
@@ -91,23 +91,42 @@ class Units:
 
         Parameters
         ----------
-        X : ndarray of shape (n_samples, n_features), float32 or float64
+        X : ndarray of shape (n_samples, n_features)
+            float32 or float64, or unsigned integers, which become float32.
 
         Returns
         -------
         x : torch.Tensor of shape (n_samples, n_features)
         """
-        # Torch warns of read-only arrays.
-        x = torch.from_numpy(X if X.flags.writeable else X.copy())
-        if X.dtype != np.float32 or self._float32_terms is None:
-            x = (x - torch.from_numpy(self.offset)) / torch.from_numpy(self.scale)
-            return x.to(torch.float64 if X.dtype == np.float64 else torch.float32)
-        high, low, inverse = self._float32_terms
-        x = x - torch.from_numpy(high)
-        if low is not None:
-            x -= torch.from_numpy(low)
-        x *= inverse if isinstance(inverse, float) else torch.from_numpy(inverse)
-        return x
+        if X.dtype.kind == "u":
+            X = X.astype(np.float32)
+        x = as_tensor(X)
+        to_internal = self.float32_map("cpu")
+        if X.dtype == np.float32 and to_internal is not None:
+            return to_internal(x)
+        x = (x - torch.from_numpy(self.offset)) / torch.from_numpy(self.scale)
+        return x.to(torch.float64 if X.dtype == np.float64 else torch.float32)
+
+    def float32_map(self, device):
+        """Function from data to internal units, for tensors in float32 on a device.
+
+        It is None if the range of float32 is too small for the units.
+        """
+        if self._float32_terms is None:
+            return None
+        high, low, inverse = (
+            torch.from_numpy(term).to(device) if isinstance(term, np.ndarray) else term
+            for term in self._float32_terms
+        )
+
+        def to_internal(x):
+            x = x - high
+            if low is not None:
+                x -= low
+            x *= inverse
+            return x
+
+        return to_internal
 
     @cached_property
     def _float32_terms(self):
@@ -146,9 +165,16 @@ class Units:
         return x * self.scale + self.offset
 
 
-def _blocks(X):
+def as_tensor(X):
+    """Tensor on the memory of an array, unless torch could not leave it unwritten."""
+    # Torch warns of read-only arrays.
+    return torch.from_numpy(X if X.flags.writeable else X.copy())
+
+
+def blocks(X):
+    """Slices that cut an array of rows into blocks that stay in cache."""
     step = max(1, _BLOCK // X.shape[1])
-    return (X[start : start + step] for start in range(0, len(X), step))
+    return (slice(start, start + step) for start in range(0, len(X), step))
 
 
 class VAE(nn.Module):
@@ -157,29 +183,37 @@ class VAE(nn.Module):
     Parameters
     ----------
     encoder, decoder : torch.nn.Module
-        See :mod:`sklearn_sigmavae.networks` for their shapes.
+        From rows of shape (n, n_features) to (n, 2 * n_components), and from codes to
+        rows, as :func:`~sklearn_sigmavae.networks.build_networks` makes them.
     units : Units
         Map between data and the networks' units.
+    layout : Layout
+        Shape of samples outside.
     n_components : int
         Dimension of the codes.
+    width : int
+        Most numbers that a layer makes of one row or code.
     """
 
-    def __init__(self, encoder, decoder, units, n_components):
+    def __init__(self, encoder, decoder, units, layout, n_components, width):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.units = units
+        self.layout = layout
         self.n_components = n_components
+        self.width = width
 
     def encode(self, x):
         """Mean and log-variance of q(z|x), each of shape (n, n_components)."""
-        return self.encoder(x).chunk(2, dim=1)
+        # Of the dtype of x, also where autocast computes in another.
+        return self.encoder(x).to(x.dtype).chunk(2, dim=1)
 
     def decode(self, z):
         """Locations for codes of shape (..., n_components), any leading dimensions."""
         if z.ndim == 2:
-            return self.decoder(z)
-        location = self.decoder(z.flatten(0, -2))
+            return self.decoder(z).to(z.dtype)
+        location = self.decoder(z.flatten(0, -2)).to(z.dtype)
         return location.reshape(*z.shape[:-1], *location.shape[1:])
 
     def forward(self, x):

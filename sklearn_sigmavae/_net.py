@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.utils import TeeGenerator
-from torch.utils.data import TensorDataset
 
 from ._batches import EvaluationBatches, TrainingBatches
+from ._device import CapturedStep, autocast, is_out_of_memory, matmul_precision
 
 # The fused variants update all parameters in one call. Adam's eps is far below any
 # gradient, so that a common factor in the loss, such as beta's, changes nothing.
@@ -32,6 +32,9 @@ _VALIDATION_POINTS = 2048
 # The same for the learned scale of the noise, which is computed once.
 _SCALE_POINTS = 2**15
 
+# Fewer steps than this are over before a graph is captured.
+_STEPS_TO_CAPTURE = 50
+
 
 class BoundNet(NeuralNet):
     """skorch net whose module is a VAE and whose criterion is the negative bound.
@@ -48,6 +51,8 @@ class BoundNet(NeuralNet):
         Whether the learning rate warms up to ``lr`` and falls to zero, or is constant.
     structure : dict
         The parameters that shaped the module, for training that continues.
+    precision : {"float32", "tf32", "bfloat16"}
+        Arithmetic of the training steps.
     **kwargs
         Parameters of :class:`skorch.NeuralNet`.
     """
@@ -56,11 +61,14 @@ class BoundNet(NeuralNet):
     # shared; skorch maps it to the CPU where the device is missing.
     cuda_dependent_attributes_ = ["module", "criterion", "optimizer"]
 
-    def __init__(self, module, criterion, *, seed, one_cycle, structure, **kwargs):
+    def __init__(
+        self, module, criterion, *, seed, one_cycle, structure, precision, **kwargs
+    ):
         super().__init__(module, criterion, train_split=None, **kwargs)
         self.seed = seed
         self.one_cycle = one_cycle
         self.structure = structure
+        self.precision = precision
 
     def resume(self, other):
         """Go on from another net: its optimizer's state and its history."""
@@ -72,28 +80,61 @@ class BoundNet(NeuralNet):
             self.optimizer_.load_state_dict(state)
         return self
 
-    def train(self, x_train, x_val):
-        """Train for ``max_epochs`` epochs, on tensors in internal units.
+    def train(self, selection, held_out):
+        """Train for ``max_epochs`` epochs.
 
         Unlike skorch's ``fit`` it lets ``KeyboardInterrupt`` through, unless a callback
         raised it, which is skorch's way to stop early.
 
         Parameters
         ----------
-        x_train : torch.Tensor of shape (n_samples, ...)
+        selection : Selection
             Rows to train on.
-        x_val : torch.Tensor of shape (n_val_samples, ...) or None
+        held_out : Selection or None
             Held-out rows, whose loss is recorded.
+
+        Raises
+        ------
+        MemoryError
+            If the device has too little memory for a step.
         """
-        datasets = tuple(
-            None if x is None else TensorDataset(x, x) for x in (x_train, x_val)
+        datasets = selection, held_out
+        with self._run_state(selection), matmul_precision(self.device, self.precision):
+            try:
+                with suppress(StopTraining):
+                    self.notify("on_train_begin", X=datasets, y=None)
+                    self.fit_loop(datasets)
+                with suppress(StopTraining):
+                    self.notify("on_train_end", X=datasets, y=None)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise MemoryError(
+                    f"Training ran out of memory on the device {self.device!r} with "
+                    f"batch_size={self.batch_size}. Lower batch_size, or make the "
+                    f"network smaller. {str(error).splitlines()[0]}"
+                ) from error
+
+    @contextmanager
+    def _run_state(self, selection):
+        """Context with what one run of training alone needs."""
+        device = selection.rows.device
+        on_device = (
+            torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         )
-        device = x_train.device
         self.parameters_ = list(self.module_.parameters())
         self.generator_ = torch.Generator(device).manual_seed(self.seed)
+        self.watches_batches_ = any(
+            getattr(type(callback), hook) is not getattr(Callback, hook)
+            for _, callback in self.callbacks_
+            for hook in _BATCH_HOOKS
+        )
+        n_steps = self.max_epochs * len(self.get_iterator(selection, True))
+        self.captures_ = self._can_capture(device, n_steps)
+        self.captured_settings_ = None
+        self.step_ = self._take_step
         self.scheduler_ = None
         if self.one_cycle:
-            n_steps = self.max_epochs * len(self.get_iterator(datasets[0], True))
             self.scheduler_ = torch.optim.lr_scheduler.OneCycleLR(
                 # One more than is taken: the scheduler runs ahead of the optimizer.
                 self.optimizer_,
@@ -101,26 +142,46 @@ class BoundNet(NeuralNet):
                 total_steps=n_steps + 1,
                 cycle_momentum=False,
             )
-        self.watches_batches_ = any(
-            getattr(type(callback), hook) is not getattr(Callback, hook)
-            for _, callback in self.callbacks_
-            for hook in _BATCH_HOOKS
-        )
         try:
-            with _watch_for_sigint() as self.interrupts_, isolated_rng(self.seed):
-                with suppress(StopTraining):
-                    self.notify("on_train_begin", X=datasets, y=None)
-                    self.fit_loop(datasets)
-                with suppress(StopTraining):
-                    self.notify("on_train_end", X=datasets, y=None)
+            with (
+                _watch_for_sigint() as self.interrupts_,
+                isolated_rng(self.seed),
+                on_device,
+            ):
+                yield
         finally:
-            # These hold state of this run alone, some of which cannot be pickled.
-            del self.parameters_, self.generator_, self.scheduler_
+            # Some of it cannot be pickled.
+            del self.parameters_, self.generator_, self.scheduler_, self.step_
             del self.watches_batches_, self.interrupts_
+            del self.captures_, self.captured_settings_
+            for group in self.optimizer_.param_groups:
+                group["lr"] = float(group["lr"])
             self._set_training(False)
             for _, callback in self.callbacks_:
                 if isinstance(callback, ProgressBar):
                     callback.close()
+
+    def _can_capture(self, device, n_steps):
+        """Whether steps may be captured in a graph, and there are enough of them."""
+        return (
+            device.type == "cuda"
+            and not self.watches_batches_
+            and n_steps >= _STEPS_TO_CAPTURE
+            and all(group.get("capturable") for group in self.optimizer_.param_groups)
+        )
+
+    def _renew_capture(self):
+        """Make a new captured step if a callback changed what the last one froze."""
+        settings = [parameter.requires_grad for parameter in self.parameters_]
+        for group in self.optimizer_.param_groups:
+            if not torch.is_tensor(group["lr"]):
+                # One that schedulers change in place.
+                group["lr"] = torch.tensor(group["lr"], device=self.generator_.device)
+            others = {name: group[name] for name in group.keys() - {"params", "lr"}}
+            settings += [id(group["lr"]), others]
+        if settings != self.captured_settings_:
+            self.captured_settings_ = settings
+            self.step_ = CapturedStep(self._take_step, self.batch_size)
 
     def notify(self, method_name, **kwargs):
         """Call a method of this net and of each callback."""
@@ -148,16 +209,20 @@ class BoundNet(NeuralNet):
 
     def get_iterator(self, dataset, training=False):
         """Batches of a dataset, shuffled in training."""
-        k = self.module_.n_components
         if training:
+            k = self.module_.n_components
             return TrainingBatches(dataset, self.batch_size, k, self.generator_)
-        return EvaluationBatches(dataset, k, _VALIDATION_POINTS)
+        return EvaluationBatches(dataset, self.module_, _VALIDATION_POINTS)
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         """Run an epoch, reading its loss out once, unless a callback sees batches."""
         if iterator is None:
             return
         self._set_training(training)
+        if training:
+            self.criterion_.begin_epoch(iterator.dataset.rows.device)
+            if self.captures_:
+                self._renew_capture()
         if self.watches_batches_:
             step_fn = self._for_callbacks(step_fn)
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
@@ -169,28 +234,32 @@ class BoundNet(NeuralNet):
             self.history.record(prefix + "_batch_count", len(iterator))
         if training:
             self._check_finite(self.history[-1, "batches", :, prefix + "_loss"])
-            self.criterion_.end_epoch()
+            self.criterion_.end_epoch(len(iterator.dataset))
 
     def train_step(self, batch, **fit_params):
         """Take one optimisation step."""
-        x, eps = batch
+        loss = self.step_(*batch)
+        if self.scheduler_ is not None:
+            self.scheduler_.step()
+        return {"loss": loss}
+
+    def _take_step(self, x, eps):
         # As zero_grad does, less what that records for profilers at each step.
         for parameter in self.parameters_:
             parameter.grad = None
-        loss = self.criterion_(self.module_, x, eps)
+        with autocast(self.device, self.precision):
+            loss = self.criterion_(self.module_, x, eps)
         loss.backward()
         if self.watches_batches_:
             parameters = TeeGenerator(self.get_all_learnable_params())
             self.notify(
                 "on_grad_computed",
                 named_parameters=parameters,
-                batch=batch,
+                batch=(x, eps),
                 training=True,
             )
         self._step_optimizer(None)
-        if self.scheduler_ is not None:
-            self.scheduler_.step()
-        return {"loss": loss.detach()}
+        return loss.detach()
 
     def validation_step(self, batch, **fit_params):
         """Loss of held-out rows."""
@@ -231,18 +300,15 @@ class BoundNet(NeuralNet):
     def _constant(self):
         return self.criterion_.constant(self.module_)
 
-    def learn_scale(self, x):
-        """Set the learned scale to the maximum-likelihood one over rows `x`."""
-        batches = EvaluationBatches(
-            TensorDataset(x, x), self.module_.n_components, _SCALE_POINTS
-        )
-        self.criterion_.powers.clear()
+    def learn_scale(self, selection):
+        """Set the learned scale to the maximum-likelihood one over rows."""
         self.criterion_.train()
+        self.criterion_.begin_epoch(selection.rows.device)
         with torch.no_grad():
-            for rows, eps in batches:
-                self.criterion_(self.module_, rows, eps)
+            for x, eps in EvaluationBatches(selection, self.module_, _SCALE_POINTS):
+                self.criterion_(self.module_, x, eps)
         self.criterion_.eval()
-        self.criterion_.end_epoch()
+        self.criterion_.end_epoch(len(selection))
 
     def _check_finite(self, losses):
         if not all(map(math.isfinite, losses)):

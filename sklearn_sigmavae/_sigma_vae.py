@@ -27,9 +27,11 @@ from ._bound import (
     integration_points,
     kl_divergence,
 )
+from ._device import PRECISIONS
 from ._inference import decode_in_blocks, run_in_blocks
 from ._net import OPTIMIZERS
 from ._training import train_net
+from ._validation import check_sample_shape, count_dims, resolve_layout
 from .networks import ACTIVATIONS
 from .noise import ALIASES, NoiseModel
 
@@ -51,7 +53,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     ``sigma`` can be searched over and scores compare with those of
     :class:`~sklearn.decomposition.PCA`.
 
-    Data needs no scaling: it is centred, and divided by one number, inside.
+    Data needs no scaling: it is centred, and divided by one number, inside. It is a
+    table, or an array of images: (n, H, W), (n, H, W, C) or, with `channels_first`,
+    (n, C, H, W).
 
     Parameters
     ----------
@@ -60,7 +64,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         features; components without use stay at the prior
         (``n_active_components_`` counts the others).
     sigma : float, array-like of shape (n_features,) or "mle", default=1.0
-        Scale of the noise in the units of `X`, one for all features or one for each.
+        Scale of the noise in the units of `X`, one for all features or one for each
+        (for images also of the shape of an image).
         Smaller values keep more detail and use more components. "mle" learns the
         maximum-likelihood scale of the residuals [3]_.
     beta : float, default=1.0
@@ -69,26 +74,36 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     noise : {"gaussian", "laplace", "bernoulli"} or NoiseModel, default="gaussian"
         Distribution of the noise. "bernoulli" is the vanilla VAE for data in [0, 1]:
         it has no ``sigma``, and its scores compare only with each other.
-    network : "mlp" or recipe, default="mlp"
+    network : {"mlp", "conv"} or recipe, default="mlp"
         "mlp" stands for :class:`~sklearn_sigmavae.networks.MLP` with the two
-        parameters below. A recipe is an object with methods
+        parameters below, "conv" for :class:`~sklearn_sigmavae.networks.Conv`, for
+        images, with ``activation``. A recipe is an object with methods
         ``encoder(input_shape, n_components)`` and
         ``decoder(n_components, output_shape)`` that return modules: the encoder's maps
         ``(n, *input_shape)`` to ``(n, 2 * n_components)``, mean then log-variance, the
         decoder's ``(n, n_components)`` to ``(n, *output_shape)``, in centred and scaled
-        units (logits for Bernoulli noise).
+        units (logits for Bernoulli noise). The shape is ``(n_features,)`` for tables
+        and, whatever the order of `X`, ``(C, H, W)`` for images.
     hidden_layer_sizes : tuple of int, default=(256, 256)
         Widths of the encoder's hidden layers, for "mlp"; the decoder mirrors them.
         ``()`` is the linear model.
     activation : str, default="silu"
-        Activation of the hidden layers, for "mlp": "silu", "gelu", "relu", "elu",
-        "leaky_relu", "softplus" or "tanh".
+        Activation of the hidden layers, for "mlp" and "conv": "silu", "gelu", "relu",
+        "elu", "leaky_relu", "softplus" or "tanh".
     linear_path : bool, default=True
         Whether to add a linear map to each network. It is where PCA goes.
+    image_shape : tuple of int or None, default=None
+        Shape (H, W) or (H, W, C) of the images that the rows of a two-dimensional `X`
+        are, flattened; (C, H, W) with `channels_first`. Without it rows are rows:
+        nothing is guessed from sizes.
+    channels_first : bool, default=False
+        Whether images with channels have them before height and width, as torch has
+        them, or after, as scikit-image and matplotlib do.
     init : {"pca", "random"}, default="pca"
         Start at probabilistic PCA, with the networks at zero, or at random weights.
         "pca" needs ``linear_path=True``; with Bernoulli noise, which has no closed
-        form, it starts the decoder at the mean of the data and all else at random.
+        form, it starts the decoder at the mean of the data and all else at random. Of
+        data with more than 2**24 numbers a random subset of about that size is used.
     optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
         A first-order optimizer's name, or a class or function that takes parameters
         and ``lr`` and returns a :class:`torch.optim.Optimizer`.
@@ -118,7 +133,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     callbacks : list or None, default=None
         skorch callbacks, copied for each fit. Those that see batches cost speed.
     device : str or torch.device, default="auto"
-        "auto" is CUDA where there is one, else the CPU; or any device torch knows.
+        "auto" is CUDA where there is one, else the CPU; or any device torch knows. On
+        CUDA the data stays on the device if it takes at most half of the free memory,
+        and each training step runs as one CUDA graph, unless there are callbacks that
+        see batches or an optimizer of your own that is not ``capturable``.
+    precision : {"float32", "tf32", "bfloat16"}, default="float32"
+        Arithmetic of training. "tf32" rounds the factors of matrix products on CUDA,
+        "bfloat16" computes most of the networks in it; both are faster on hardware
+        made for them. All else, scores among it, is in float32 or float64.
     random_state : int, RandomState instance or None, default=None
         Source of the initial weights, the held-out rows, and the randomness of
         training. An int makes fits on the CPU identical, at the same number of threads
@@ -145,7 +167,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Components whose mean KL divergence exceeds 0.01 nats (averaged over about
         1000 training rows).
     n_features_in_ : int
-        Number of features of the training data.
+        Number of features of the training data; for images, of all their numbers.
     feature_names_in_ : ndarray of shape (n_features_in_,)
         Names of the features, if all are strings.
 
@@ -191,13 +213,15 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ],
         "beta": [Interval(Real, 0, None, closed="neither")],
         "noise": [StrOptions(set(ALIASES)), NoiseModel],
-        "network": [StrOptions({"mlp"}), HasMethods(["encoder", "decoder"])],
+        "network": [StrOptions({"mlp", "conv"}), HasMethods(["encoder", "decoder"])],
         "hidden_layer_sizes": [
             "array-like",
             Interval(Integral, 1, None, closed="left"),
         ],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "linear_path": ["boolean"],
+        "image_shape": ["array-like", None],
+        "channels_first": ["boolean"],
         "init": [StrOptions({"pca", "random"})],
         "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -211,6 +235,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "warm_start": ["boolean"],
         "callbacks": [list, None],
         "device": [str, torch.device],
+        "precision": [StrOptions(set(PRECISIONS))],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -226,6 +251,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         hidden_layer_sizes=(256, 256),
         activation="silu",
         linear_path=True,
+        image_shape=None,
+        channels_first=False,
         init="pca",
         optimizer="adam",
         learning_rate=2e-3,
@@ -239,6 +266,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         warm_start=False,
         callbacks=None,
         device="auto",
+        precision="float32",
         random_state=None,
         verbose=0,
     ):
@@ -250,6 +278,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.linear_path = linear_path
+        self.image_shape = image_shape
+        self.channels_first = channels_first
         self.init = init
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -263,6 +293,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.warm_start = warm_start
         self.callbacks = callbacks
         self.device = device
+        self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
@@ -284,11 +315,12 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training data, at least two rows, in any units.
+        X : array-like of shape (n_samples, n_features), or images
+            Training data, at least two rows, in any units. Unsigned integers of 8 or 16
+            bits, as in image files, stay what they are until the batch.
         y : Ignored
             Present for API consistency.
-        X_val : array-like of shape (n_val_samples, n_features), default=None
+        X_val : array-like, of samples of the same shape, default=None
             Held-out rows to use instead of a random split, for grouped or ordered data.
             With ``early_stopping=False`` their loss is recorded, and no more.
 
@@ -304,16 +336,19 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ValueError
             If the loss becomes non-finite. As after any failed call, the estimator is
             then what it was before.
+        MemoryError
+            If the device runs out of memory.
         """
         continues = self.warm_start and self.__sklearn_is_fitted__()
         with self._unchanged_on_failure():
             vars(self).pop("_random_state", None)
-            X = self._check_rows(X, reset=not continues, ensure_min_samples=2)
+            X, layout = self._check_new(X, continues, ensure_min_samples=2)
             if X_val is not None:
-                X_val = self._check_rows(X_val, reset=False)
+                X_val = self._check_rows(X_val, layout)
             self._train(
                 X,
                 X_val,
+                layout=layout,
                 continues=continues,
                 random_state=check_random_state(self.random_state),
                 epochs=self.max_iter,
@@ -332,7 +367,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or images
             Training data. The first call needs at least two rows.
         y : Ignored
             Present for API consistency.
@@ -352,11 +387,12 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             # scikit-learn's decorator does it before the first call only.
             self._validate_params()
             minimum = 1 if continues else 2
-            X = self._check_rows(X, reset=not continues, ensure_min_samples=minimum)
+            X, layout = self._check_new(X, continues, ensure_min_samples=minimum)
             if not hasattr(self, "_random_state"):
                 self._random_state = check_random_state(self.random_state)
             self._train(
                 X,
+                layout=layout,
                 continues=continues,
                 random_state=self._random_state,
                 epochs=1,
@@ -372,13 +408,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or images
             Clean data.
 
         Returns
         -------
         Z : ndarray of shape (n_samples, n_components)
-            Codes, of the dtype of `X` if that is a float32 or float64.
+            Codes, of the dtype of `X` if that is float32 or float64; float32 for
+            unsigned integers of 8 or 16 bits.
         """
         return self._infer(lambda vae, x: vae.encode(x)[0], X)
 
@@ -392,8 +429,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features)
-            Data in the units of the training data.
+        X : ndarray of shape (n_samples, n_features), or images
+            Data in the shape and units of the training data.
         """
         check_is_fitted(self)
         Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
@@ -410,7 +447,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or images
             Clean data.
 
         Returns
@@ -430,7 +467,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or images
             Clean data.
 
         Returns
@@ -458,7 +495,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or images
             Clean data.
         n_importance_samples : int, default=None
             If given, the tighter importance-weighted bound [1]_ with so many samples.
@@ -495,7 +532,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like of shape (n_samples, n_features), or images
             Clean data.
         y : Ignored
             Present for API consistency.
@@ -530,8 +567,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Returns
         -------
-        X : ndarray of shape (n_samples, n_features)
-            Rows in the units of the training data.
+        X : ndarray of shape (n_samples, n_features), or images
+            Data in the shape and units of the training data.
         """
         check_is_fitted(self)
         random_state = check_random_state(random_state)
@@ -548,13 +585,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _internal_scale(self):
         if self.sigma_ is None:
             return None
-        return float(np.ravel(self.sigma_ / self.module_.units.scale)[0])
+        return float(np.ravel(self.sigma_)[0] / self.module_.units.scale[0])
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -564,8 +602,28 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "sklearn_sigmavae.{estimator_name}.html"
     )
 
-    def _check_rows(self, X, **kwargs):
-        dtype = [np.float64, np.float32]
+    def _check_new(self, X, continues, **kwargs):
+        """Training data as rows, and the layout of their samples."""
+        if continues:
+            layout = self.module_.layout
+            return self._check_rows(X, layout, **kwargs), layout
+        X = self._check_array(X, reset=True, **kwargs)
+        layout = resolve_layout(X.shape[1:], self.image_shape, self.channels_first)
+        self.n_features_in_ = layout.n_features
+        return layout.to_rows(X), layout
+
+    def _check_rows(self, X, layout, **kwargs):
+        """Data as rows of samples of the shape that was fitted."""
+        n_dims = count_dims(X)
+        if n_dims > 2 or (n_dims == 2 and len(layout.sample_shape) > 1):
+            check_sample_shape(np.shape(X)[1:], layout.sample_shape)
+        return layout.to_rows(self._check_array(X, reset=False, **kwargs))
+
+    def _check_array(self, X, **kwargs):
+        if count_dims(X) > 2:
+            # scikit-learn would take the height of an image for its features.
+            kwargs |= {"allow_nd": True, "ensure_2d": False}
+        dtype = [np.float64, np.float32, np.uint8, np.uint16]
         return validate_data(self, X, dtype=dtype, order="C", **kwargs)
 
     @contextmanager
@@ -584,7 +642,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _infer(self, function, X, n_points=1):
         check_is_fitted(self)
-        X = self._check_rows(X, reset=False, ensure_all_finite=False)
+        X = self._check_rows(X, self.module_.layout, ensure_all_finite=False)
         self.noise_.check_data(X)
         return run_in_blocks(self.module_, function, X, n_points)
 
@@ -594,13 +652,13 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             x = self.noise_.mean(location)
         else:
             x = self.noise_.sample(location, self._internal_scale, noise_from)
-        return self.module_.units.to_data(x)
+        return self.module_.layout.to_samples(self.module_.units.to_data(x))
 
-    def _train(self, X, X_val=None, *, continues, **run):
+    def _train(self, X, X_val=None, *, layout, continues, **run):
         previous = self.net_ if continues else None
         # Also under a caller's torch.no_grad() or torch.inference_mode().
         with torch.inference_mode(False), torch.enable_grad():
-            net = train_net(self, X, X_val, previous=previous, **run)
+            net = train_net(self, X, X_val, layout, previous=previous, **run)
         criterion, units = net.criterion_, net.module_.units
         self.net_ = net
         self.noise_ = criterion.noise

@@ -10,7 +10,9 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
+from ._batches import Selection, place_rows
 from ._bound import NegativeBound, kl_divergence
+from ._device import matmul_precision
 from ._module import VAE, Units
 from ._net import BoundNet, KeepBest, ProgressBar, isolated_rng
 from ._pca_init import start_at_pca
@@ -37,6 +39,13 @@ ACTIVE_KL = 0.01
 # Rows, about, over which the KL of components is averaged after a fit.
 ROWS_FOR_KL = 1000
 
+# Of data with more numbers than this, the start sees random rows that have so many, in
+# float32: 21,400 images of 28 x 28.
+NUMBERS_FOR_START = 2**24
+
+# But never fewer rows than this for each component.
+ROWS_PER_COMPONENT = 8
+
 # The parameters that training which continues from an earlier fit cannot change.
 STRUCTURE = (
     "n_components",
@@ -45,13 +54,24 @@ STRUCTURE = (
     "hidden_layer_sizes",
     "activation",
     "linear_path",
+    "image_shape",
+    "channels_first",
 )
 
 
 def train_net(
-    params, X, X_val, *, previous, random_state, epochs, schedule, early_stopping
+    params,
+    X,
+    X_val,
+    layout,
+    *,
+    previous,
+    random_state,
+    epochs,
+    schedule,
+    early_stopping,
 ):
-    """Train a net on an array.
+    """Train a net on rows.
 
     Parameters
     ----------
@@ -61,6 +81,8 @@ def train_net(
         Training data.
     X_val : ndarray of shape (n_val_samples, n_features) or None
         Held-out data.
+    layout : Layout
+        What networks see of a row.
     previous : BoundNet or None
         Net to continue from; it is left as it is.
     random_state : numpy.random.RandomState
@@ -86,10 +108,9 @@ def train_net(
     learns_sigma = noise.has_scale and isinstance(params.sigma, str)
     seed, split_seed = random_state.randint(2**31 - 1, size=2).tolist()
     if previous is None:
-        vae, x, scale = _start(params, X, noise, learns_sigma, seed)
+        vae, scale = _start(params, X, layout, noise, learns_sigma, seed)
     else:
         vae, scale = _continue(params, previous, noise, learns_sigma)
-        x = vae.units.to_internal(X)
     criterion = NegativeBound(
         noise,
         params.beta,
@@ -104,6 +125,7 @@ def train_net(
         seed=seed,
         one_cycle=schedule == "one_cycle",
         structure=_structure(params),
+        precision=params.precision,
         optimizer=optimizer,
         lr=params.learning_rate,
         max_epochs=int(epochs),
@@ -116,24 +138,26 @@ def train_net(
     if previous is not None:
         net.resume(previous)
 
-    x = x.to(device, torch.float32)
+    rows = place_rows(X, vae.units, device)
     if X_val is not None:
-        x_train, x_val = x, vae.units.to_internal(X_val).to(device, torch.float32)
+        selection = Selection(rows)
+        held_out = Selection(place_rows(X_val, vae.units, device))
     elif early_stopping:
-        x_train, x_val = _split(x, params.validation_fraction, split_seed)
+        selection, held_out = _split(rows, params.validation_fraction, split_seed)
     else:
-        x_train, x_val = x, None
+        selection, held_out = Selection(rows), None
     if epochs:
-        net.train(x_train, x_val)
+        net.train(selection, held_out)
     vae.eval()
-    if learns_sigma:
-        _learn_sigma(net, x)
-    net.n_active_components_ = _count_active(vae, x)
+    with matmul_precision(device):
+        if learns_sigma:
+            _learn_sigma(net, Selection(rows))
+        net.n_active_components_ = _count_active(vae, rows)
     return net
 
 
-def _start(params, X, noise, learns_sigma, seed):
-    """Make a new module; return it, and the data and noise scale in its units."""
+def _start(params, X, layout, noise, learns_sigma, seed):
+    """Make a new module; return it and the scale of the noise in its units."""
     if params.init == "pca" and not params.linear_path:
         raise ValueError(
             "init='pca' starts the linear path, which linear_path=False removes. Set "
@@ -149,7 +173,7 @@ def _start(params, X, noise, learns_sigma, seed):
     elif learns_sigma:
         units = Units.of_data(X, np.ones(n_features))
     else:
-        sigma, relative = check_sigma(params.sigma, n_features)
+        sigma, relative = check_sigma(params.sigma, layout)
         units = Units.of_data(X, relative)
         with np.errstate(over="ignore", under="ignore"):
             scale = float((sigma / units.scale)[0])
@@ -160,19 +184,26 @@ def _start(params, X, noise, learns_sigma, seed):
                 "the same units?"
             )
     with isolated_rng.alone(seed):
-        encoder, decoder = build_networks(
-            recipe, (n_features,), params.n_components, params.linear_path
+        encoder, decoder, width = build_networks(
+            recipe, layout, params.n_components, params.linear_path
         )
     # Recipes follow torch's default dtype; training is in float32.
-    vae = VAE(encoder, decoder, units, params.n_components).float()
-    x = units.to_internal(X)
+    vae = VAE(encoder, decoder, units, layout, params.n_components, width).float()
     if params.init == "pca":
-        scale = start_at_pca(
-            vae, x.numpy(), noise, scale, params.beta, MIN_LEARNED_SCALE, seed
-        )
+        x = units.to_internal(_rows_for_start(X, params.n_components, seed)).numpy()
+        scale = start_at_pca(vae, x, noise, scale, params.beta, MIN_LEARNED_SCALE, seed)
     elif learns_sigma:
         scale = 1.0
-    return vae, x, scale
+    return vae, scale
+
+
+def _rows_for_start(X, n_components, seed):
+    """All rows, or random ones if they are too many to decompose at once."""
+    n_rows = max(NUMBERS_FOR_START // X.shape[1], ROWS_PER_COMPONENT * n_components)
+    if n_rows >= len(X):
+        return X
+    index = np.random.RandomState(seed).choice(len(X), n_rows, replace=False)
+    return X[np.sort(index)].astype(np.float32, copy=False)
 
 
 def _continue(params, previous, noise, learns_sigma):
@@ -191,7 +222,7 @@ def _continue(params, previous, noise, learns_sigma):
     vae = deepcopy(previous.module_)
     if not noise.has_scale or learns_sigma:
         return vae, previous.criterion_.scale
-    sigma, _ = check_sigma(params.sigma, vae.units.scale.size)
+    sigma, _ = check_sigma(params.sigma, vae.layout)
     scale = sigma / vae.units.scale
     if not np.allclose(scale, scale[0], rtol=1e-6, atol=0):
         raise ValueError(
@@ -244,16 +275,15 @@ def _copied(callback):
         return copy(callback)
 
 
-def _split(x, validation_fraction, seed):
+def _split(rows, validation_fraction, seed):
     """Random rows to train on, and the rest to hold out; at least one of each."""
-    n_val = min(math.ceil(validation_fraction * len(x)), len(x) - 1)
-    order = torch.from_numpy(np.random.RandomState(seed).permutation(len(x)))
-    order = order.to(x.device)
-    return x[order[n_val:]], x[order[:n_val]]
+    n_val = min(math.ceil(validation_fraction * len(rows)), len(rows) - 1)
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(len(rows)))
+    return Selection(rows, order[n_val:]), Selection(rows, order[:n_val])
 
 
-def _learn_sigma(net, x):
-    net.learn_scale(x)
+def _learn_sigma(net, selection):
+    net.learn_scale(selection)
     if net.criterion_.scale < 1.01 * MIN_LEARNED_SCALE:
         warnings.warn(
             f"sigma='mle' reached its lower limit, {MIN_LEARNED_SCALE:g} of the data's "
@@ -265,10 +295,11 @@ def _learn_sigma(net, x):
         )
 
 
-def _count_active(vae, x):
-    some_rows = x[:: max(1, len(x) // ROWS_FOR_KL)]
+def _count_active(vae, rows):
+    step = max(1, len(rows) // ROWS_FOR_KL)
+    some_rows = Selection(rows, torch.arange(0, len(rows), step))
     with torch.no_grad():
-        kl = kl_divergence(*vae.encode(some_rows)).mean(dim=0)
+        kl = kl_divergence(*vae.encode(some_rows.X)).mean(dim=0)
     if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
         raise ValueError(
             "Training diverged: the weights are no longer finite. Lower learning_rate, "

@@ -1,24 +1,119 @@
-"""What scales, recipes, optimizers and devices must look like."""
+"""What arrays, scales, recipes, optimizers and devices must look like."""
 
+import math
 from numbers import Integral
 
 import numpy as np
 import torch
 from skorch.callbacks import Callback
 
+from ._layout import Layout
 from ._net import OPTIMIZERS
-from .networks import MLP
+from .networks import MLP, Conv
+
+_STACK = (
+    "If they are images, bring them to one size and stack them in one array of shape "
+    "(n, H, W) or (n, H, W, C), as np.stack does."
+)
 
 
-def check_sigma(sigma, n_features):
+def count_dims(X):
+    """Number of dimensions of array-like data, which must be one array of numbers."""
+    try:
+        n_dims = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+    # numpy's words for a list of arrays of several shapes do not help.
+    except ValueError as error:
+        raise ValueError(
+            f"X must hold samples of one shape, but they differ. {_STACK}"
+        ) from error
+    if n_dims == 1 and len(X) and str(getattr(X, "dtype", None)) == "object":
+        shapes = sorted({np.shape(item) for item in X})
+        if shapes != [()]:
+            raise ValueError(
+                "X must be one array of numbers. Got an array of objects, of shapes "
+                f"{', '.join(map(str, shapes[:3]))}. {_STACK}"
+            )
+    return n_dims
+
+
+def resolve_layout(sample_shape, image_shape, channels_first):
+    """Layout of samples of a shape.
+
+    Parameters
+    ----------
+    sample_shape : tuple of int
+        Shape of the array of samples but for its first dimension.
+    image_shape : tuple of int or None
+        Shape of the images that rows stand for.
+    channels_first : bool
+        Whether the channels of images come before height and width.
+
+    Raises
+    ------
+    ValueError
+        If the array holds no images, or not those that ``image_shape`` tells.
+    """
+    if image_shape is not None:
+        image_shape = _check_image_shape(image_shape)
+        n_features = math.prod(image_shape)
+        if sample_shape not in ((n_features,), image_shape):
+            got = (
+                f"{sample_shape[0]} features"
+                if len(sample_shape) == 1
+                else f"samples of shape {sample_shape}"
+            )
+            raise ValueError(
+                f"The 'image_shape' parameter of SigmaVAE, {image_shape}, stands for "
+                f"rows of {n_features} features or arrays of shape "
+                f"(n, {', '.join(map(str, image_shape))}). X has {got}."
+            )
+    elif len(sample_shape) == 1:
+        return Layout(sample_shape, sample_shape)
+    else:
+        image_shape = sample_shape
+    if len(image_shape) > 3 or not all(image_shape):
+        raise ValueError(
+            "X must have shape (n_samples, n_features), or that of images: (n, H, W), "
+            "(n, H, W, C) or, with channels_first=True, (n, C, H, W), and no empty "
+            f"dimension. Got samples of shape {image_shape} instead."
+        )
+    return Layout.of_images(sample_shape, image_shape, channels_first)
+
+
+def _check_image_shape(image_shape):
+    try:
+        shape = tuple(image_shape)
+        valid = len(shape) in (2, 3) and all(
+            isinstance(side, Integral) and side >= 1 for side in shape
+        )
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            "The 'image_shape' parameter of SigmaVAE must be (height, width), or that "
+            f"and the channels, integers >= 1. Got {image_shape!r} instead."
+        )
+    return tuple(map(int, shape))
+
+
+def check_sample_shape(shape, expected):
+    """Raise ``ValueError`` unless samples have the shape of those of the fit."""
+    if shape != expected:
+        raise ValueError(
+            f"X has samples of shape {shape}, but SigmaVAE was fitted on samples of "
+            f"shape {expected}. Bring X to shape (n, {', '.join(map(str, expected))})."
+        )
+
+
+def check_sigma(sigma, layout):
     """Noise scales, and how those of the features relate.
 
     Parameters
     ----------
-    sigma : float or array-like of shape (n_features,)
+    sigma : float or array-like of shape (n_features,) or sample_shape
         Scale of the noise in the units of the data.
-    n_features : int
-        Number of features of the data.
+    layout : Layout
+        Shape of the data.
 
     Returns
     -------
@@ -34,10 +129,12 @@ def check_sigma(sigma, n_features):
             "The 'sigma' parameter of SigmaVAE must be a positive number, one per "
             f"feature, or 'mle'. Got {sigma!r} instead."
         ) from error
-    if sigma.ndim and sigma.shape != (n_features,):
+    shapes = (layout.n_features,), layout.sample_shape
+    if sigma.ndim and sigma.shape not in shapes:
         raise ValueError(
             "The 'sigma' parameter of SigmaVAE must have one scale per feature, shape "
-            f"({n_features},) for this X. Got shape {sigma.shape} instead."
+            f"{' or '.join(map(str, dict.fromkeys(shapes)))} for this X. Got shape "
+            f"{sigma.shape} instead."
         )
     if not (np.isfinite(sigma).all() and (sigma > 0).all()):
         raise ValueError(
@@ -45,7 +142,8 @@ def check_sigma(sigma, n_features):
             f"{sigma} instead."
         )
     if not sigma.ndim:
-        return float(sigma), np.ones(n_features)
+        return float(sigma), np.ones(layout.n_features)
+    sigma = sigma.ravel()
     # Divided by a power of two first, so that one in the units changes no bit.
     mantissa = sigma / 2.0 ** np.floor(np.log2(sigma[0]))
     return sigma, mantissa / np.exp(np.log(mantissa).mean())
@@ -58,8 +156,10 @@ def resolve_network(network, hidden_layer_sizes, activation):
             "The 'network' parameter of SigmaVAE must be an instance of a recipe, not "
             f"a class. Got {network.__name__}; did you mean {network.__name__}()?"
         )
-    if network != "mlp":
+    if not isinstance(network, str):
         return network
+    if network == "conv":
+        return Conv(activation=activation)
     if isinstance(hidden_layer_sizes, Integral):
         hidden_layer_sizes = (hidden_layer_sizes,)
     sizes = tuple(hidden_layer_sizes)
@@ -82,7 +182,11 @@ def resolve_optimizer(optimizer, device):
         return optimizer, {}
     cls, kwargs = OPTIMIZERS[optimizer]
     fused = device.type in ("cpu", "cuda")
-    return cls, {**kwargs, "fused": fused}
+    # For a step in a CUDA graph; plain SGD cannot say so, and runs without.
+    can_capture = device.type == "cuda" and cls is not torch.optim.SGD
+    return cls, kwargs | {"fused": fused} | (
+        {"capturable": True} if can_capture else {}
+    )
 
 
 def resolve_device(device):

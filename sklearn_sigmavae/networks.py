@@ -3,18 +3,25 @@
 A recipe is an object with ``encoder(input_shape, n_components)`` and
 ``decoder(n_components, output_shape)``, each returning a module. The encoder's module
 maps (n, *input_shape) to (n, 2 * n_components), mean then log-variance; the decoder's
-maps (n, n_components) to (n, *output_shape). Both work in internal units.
+maps (n, n_components) to (n, *output_shape). Both work in internal units. The shape is
+(n_features,) for tables and (channels, height, width) for images.
 """
 
 import math
 from contextlib import contextmanager
 from itertools import pairwise
+from numbers import Integral
 
 import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
-__all__ = ["ACTIVATIONS", "MLP"]
+from ._layout import ImagesToRows, RowsToImages
+
+__all__ = ["ACTIVATIONS", "MLP", "Conv"]
+
+# Smallest height and width of images for convolutions.
+MIN_SIZE = 4
 
 ACTIVATIONS = {
     "elu": nn.ELU,
@@ -54,27 +61,172 @@ class MLP(BaseEstimator):
         self.activation = activation
 
     def encoder(self, input_shape, n_components):
-        """Module from (n, n_features) to (n, 2 * n_components)."""
-        (n_features,) = input_shape
-        return self._stack(n_features, *self.hidden_layer_sizes, 2 * n_components)
+        """Module from (n, *input_shape) to (n, 2 * n_components)."""
+        n_features = math.prod(input_shape)
+        flatten = [nn.Flatten()] if len(input_shape) > 1 else []
+        layers = self._layers(n_features, *self.hidden_layer_sizes, 2 * n_components)
+        return nn.Sequential(*flatten, *layers)
 
     def decoder(self, n_components, output_shape):
-        """Module from (n, n_components) to (n, n_features)."""
-        (n_features,) = output_shape
-        return self._stack(n_components, *self.hidden_layer_sizes[::-1], n_features)
+        """Module from (n, n_components) to (n, *output_shape)."""
+        n_features = math.prod(output_shape)
+        layers = self._layers(n_components, *self.hidden_layer_sizes[::-1], n_features)
+        unflatten = [nn.Unflatten(1, output_shape)] if len(output_shape) > 1 else []
+        return nn.Sequential(*layers, *unflatten)
 
-    def _stack(self, *widths):
+    def _layers(self, *widths):
+        hidden = _dense(widths[:-1], ACTIVATIONS[self.activation])
+        return [*hidden, nn.Linear(*widths[-2:])]
+
+
+class Conv(BaseEstimator):
+    """Recipe of convolutional networks for images, the decoder mirroring the encoder.
+
+    Each level halves height and width (rounding up) with a convolution of stride two;
+    what is left passes through fully connected layers. The decoder goes the same way
+    back with transposed convolutions. Images may have any height and width from 4 up,
+    odd ones too, and any number of channels.
+
+    Parameters
+    ----------
+    channels : tuple of int, default=(16, 32)
+        Channels at each level.
+    kernel_size : int, default=3
+        Height and width of the filters, an odd number.
+    hidden_layer_sizes : tuple of int, default=(512,)
+        Widths of the fully connected layers between the last level and the codes.
+    activation : str, default="silu"
+        One of "elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh".
+
+    Examples
+    --------
+    >>> from sklearn_sigmavae import SigmaVAE
+    >>> from sklearn_sigmavae.networks import Conv
+    >>> vae = SigmaVAE(network=Conv(channels=(32, 64)), image_shape=(28, 28))
+    >>> vae.get_params()["network__channels"]
+    (32, 64)
+    """
+
+    def __init__(
+        self,
+        channels=(16, 32),
+        kernel_size=3,
+        hidden_layer_sizes=(512,),
+        activation="silu",
+    ):
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+
+    def encoder(self, input_shape, n_components):
+        """Module from (n, C, H, W) to (n, 2 * n_components)."""
+        n_channels, sizes = self._levels(input_shape)
+        activation = ACTIVATIONS[self.activation]
         layers = []
-        for n_in, n_out in pairwise(widths[:-1]):
-            layer = nn.Linear(n_in, n_out)
-            # Torch's default shrinks activations from layer to layer, which keeps the
-            # networks nearly linear for long; this keeps their variance.
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-            nn.init.zeros_(layer.bias)
-            layers += [layer, ACTIVATIONS[self.activation]()]
-        layers.append(nn.Linear(*widths[-2:]))
-        # One layer is not wrapped: the linear path below replaces it.
-        return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+        for n_in, n_out in pairwise((n_channels, *self.channels)):
+            convolution = nn.Conv2d(
+                n_in, n_out, self.kernel_size, stride=2, padding=self.kernel_size // 2
+            )
+            n_inputs = n_in * self.kernel_size**2
+            layers += [_keep_variance(convolution, n_inputs), activation()]
+        widths = self.channels[-1] * math.prod(sizes[-1]), *self.hidden_layer_sizes
+        layers += [nn.Flatten(), *_dense(widths, activation)]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], 2 * n_components))
+
+    def decoder(self, n_components, output_shape):
+        """Module from (n, n_components) to (n, C, H, W)."""
+        n_channels, sizes = self._levels(output_shape)
+        activation = ACTIVATIONS[self.activation]
+        coarsest = self.channels[-1], *sizes[-1]
+        widths = n_components, *self.hidden_layer_sizes[::-1], math.prod(coarsest)
+        layers = [*_dense(widths, activation), nn.Unflatten(1, coarsest)]
+        ways = pairwise((*self.channels[::-1], n_channels))
+        for (n_in, n_out), size in zip(ways, sizes[-2::-1], strict=True):
+            convolution = nn.ConvTranspose2d(
+                n_in,
+                n_out,
+                self.kernel_size,
+                stride=2,
+                padding=self.kernel_size // 2,
+                # An even number came from two pixels each, an odd one from one less.
+                output_padding=tuple(1 - side % 2 for side in size),
+            )
+            # At stride two a quarter of the filter falls on each pixel.
+            n_inputs = n_in * self.kernel_size**2 / 4
+            layers += [_keep_variance(convolution, n_inputs), activation()]
+        return nn.Sequential(*layers[:-1])
+
+    def _levels(self, shape):
+        """Number of channels of an image, and its size at each level."""
+        self._check_parameters()
+        if len(shape) != 3 or min(shape[1:]) < MIN_SIZE:
+            raise ValueError(
+                f"The convolutional network of SigmaVAE needs images of at least "
+                f"{MIN_SIZE} x {MIN_SIZE} pixels. Got {_in_words(shape)} instead. Pass "
+                "images as (n, H, W) or (n, H, W, C), set channels_first=True if they "
+                "are (n, C, H, W), or image_shape if they are flattened rows; for "
+                "smaller ones use network='mlp'."
+            )
+        n_channels, *size = shape
+        sizes = [tuple(size)]
+        for _ in self.channels:
+            sizes.append(tuple((side + 1) // 2 for side in sizes[-1]))
+        return n_channels, sizes
+
+    def _check_parameters(self):
+        expected = {
+            "channels": "a tuple of at least one integer >= 1",
+            "hidden_layer_sizes": "a tuple of integers >= 1",
+        }
+        for name, meaning in expected.items():
+            value = getattr(self, name)
+            valid = isinstance(value, tuple | list) and all(map(_is_count, value))
+            if not valid or (name == "channels" and not value):
+                raise ValueError(
+                    f"The '{name}' parameter of Conv must be {meaning}. Got {value!r} "
+                    "instead."
+                )
+        if not (_is_count(self.kernel_size) and self.kernel_size % 2):
+            raise ValueError(
+                "The 'kernel_size' parameter of Conv must be an odd integer >= 1. Got "
+                f"{self.kernel_size!r} instead."
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                "The 'activation' parameter of Conv must be one of "
+                f"{sorted(ACTIVATIONS)}. Got {self.activation!r} instead."
+            )
+
+
+def _is_count(value):
+    return isinstance(value, Integral) and value >= 1
+
+
+def _in_words(shape):
+    if len(shape) == 1:
+        return f"rows of {shape[0]} features"
+    n_channels, height, width = shape
+    return f"{height} x {width} pixels with {n_channels} channels"
+
+
+def _dense(widths, activation):
+    """Fully connected layers, each with its activation."""
+    layers = []
+    for n_in, n_out in pairwise(widths):
+        layers += [_keep_variance(nn.Linear(n_in, n_out), n_in), activation()]
+    return layers
+
+
+def _keep_variance(layer, n_inputs):
+    """Give a layer random weights that keep the variance of what it gets.
+
+    Torch's default shrinks activations from layer to layer, which keeps the networks
+    nearly linear for long.
+    """
+    nn.init.normal_(layer.weight, std=n_inputs**-0.5)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class _LinearPath(nn.Module):
@@ -89,7 +241,7 @@ class _LinearPath(nn.Module):
         super().__init__()
         self.linear = nn.Linear(n_in, n_out)
         # A network that is linear itself would add parameters and no function.
-        self.network = None if isinstance(network, nn.Linear) else network
+        self.network = None if _is_linear(network) else network
         needs_gate = self.network is not None and not _starts_at_zero(network, probe)
         self.gate = nn.Parameter(torch.ones(())) if needs_gate else None
 
@@ -113,12 +265,12 @@ class LinearPathEncoder(_LinearPath):
     it, which also keeps the variance of far outliers finite.
     """
 
-    def __init__(self, network, input_shape, n_components, probe):
-        super().__init__(network, math.prod(input_shape), n_components, probe)
+    def __init__(self, network, n_features, n_components, probe):
+        super().__init__(network, n_features, n_components, probe)
         self.log_var = nn.Parameter(torch.zeros(n_components))
 
     def forward(self, x):
-        mean = self.linear(x.flatten(1))
+        mean = self.linear(x)
         linear = torch.cat([mean, self.log_var.expand_as(mean)], dim=1)
         return self.add_network(linear, x)
 
@@ -126,13 +278,19 @@ class LinearPathEncoder(_LinearPath):
 class LinearPathDecoder(_LinearPath):
     """Decoder: a linear map plus a network."""
 
-    def __init__(self, network, n_components, output_shape, probe):
-        super().__init__(network, n_components, math.prod(output_shape), probe)
-        self.output_shape = tuple(output_shape)
-
     def forward(self, z):
-        linear = self.linear(z).reshape(-1, *self.output_shape)
-        return self.add_network(linear, z)
+        return self.add_network(self.linear(z), z)
+
+
+def _is_linear(network):
+    """Whether a network is one linear layer, apart from changes of shape."""
+    reshaping = nn.Flatten, nn.Unflatten, RowsToImages, ImagesToRows
+    layers = [
+        module
+        for module in network.modules()
+        if type(module) is not nn.Sequential and not isinstance(module, reshaping)
+    ]
+    return len(layers) == 1 and type(layers[0]) is nn.Linear
 
 
 def _last_layer(network):
@@ -165,14 +323,27 @@ def _evaluating(module):
         module.train(was_training)
 
 
-def build_networks(recipe, input_shape, n_components, linear_path):
+def build_networks(recipe, layout, n_components, linear_path):
     """Encoder and decoder modules of a recipe, checked on one small batch.
+
+    Parameters
+    ----------
+    recipe : object
+        See the top of this module.
+    layout : Layout
+        What the recipe's networks see of a row.
+    n_components : int
+        Dimension of the codes.
+    linear_path : bool
+        Whether to add a linear map to each network.
 
     Returns
     -------
     encoder, decoder : torch.nn.Module
-        With ``linear_path``, a :class:`LinearPathEncoder` and a
+        From and to rows. With ``linear_path``, a :class:`LinearPathEncoder` and a
         :class:`LinearPathDecoder` around the recipe's modules.
+    width : int
+        Most numbers that a layer makes of one row or code.
 
     Raises
     ------
@@ -182,16 +353,22 @@ def build_networks(recipe, input_shape, n_components, linear_path):
         If a module's output has the wrong shape, or the module cannot take its input.
     """
     owner = type(recipe).__name__
-    encoder = recipe.encoder(input_shape, n_components)
-    decoder = recipe.decoder(n_components, input_shape)
-    x = _probe(input_shape)
-    z = _probe((n_components,))
-    _check_module(f"encoder ({owner}.encoder)", encoder, x, (2 * n_components,))
-    _check_module(f"decoder ({owner}.decoder)", decoder, z, input_shape)
+    shape, n_features = layout.input_shape, layout.n_features
+    encoder = recipe.encoder(shape, n_components)
+    decoder = recipe.decoder(n_components, shape)
+    codes = _probe((n_components,))
+    width = max(
+        _check_module(
+            f"encoder ({owner}.encoder)", encoder, _probe(shape), (2 * n_components,)
+        ),
+        _check_module(f"decoder ({owner}.decoder)", decoder, codes, shape),
+    )
+    encoder, decoder = layout.on_rows(encoder, decoder)
     if linear_path:
-        encoder = LinearPathEncoder(encoder, input_shape, n_components, x)
-        decoder = LinearPathDecoder(decoder, n_components, input_shape, z)
-    return encoder, decoder
+        rows = _probe((n_features,))
+        encoder = LinearPathEncoder(encoder, n_features, n_components, rows)
+        decoder = LinearPathDecoder(decoder, n_components, n_features, codes)
+    return encoder, decoder, width
 
 
 def _probe(shape):
@@ -199,6 +376,7 @@ def _probe(shape):
 
 
 def _check_module(name, module, probe, shape_out):
+    """Run a module on a probe; return the size of its widest layer."""
     if not isinstance(module, nn.Module):
         raise TypeError(
             f"The network's {name} must be a torch.nn.Module. Got "
@@ -206,7 +384,7 @@ def _check_module(name, module, probe, shape_out):
         )
     expected = (len(probe), *shape_out)
     try:
-        with torch.no_grad(), _evaluating(module):
+        with torch.no_grad(), _evaluating(module), _watch_sizes(module) as sizes:
             output = module(probe)
     except Exception as error:
         raise ValueError(
@@ -221,3 +399,21 @@ def _check_module(name, module, probe, shape_out):
             "log-variance, 2 * n_components numbers a row; a decoder returns locations "
             "in the shape of the encoder's input."
         )
+    return max(sizes) // len(probe)
+
+
+@contextmanager
+def _watch_sizes(module):
+    """List that receives the size of each layer's output."""
+    sizes = [0]
+
+    def record(layer, inputs, output):
+        if torch.is_tensor(output):
+            sizes.append(output.numel())
+
+    hooks = [layer.register_forward_hook(record) for layer in module.modules()]
+    try:
+        yield sizes
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -16,6 +16,12 @@ _LOADERS = {
 }
 
 
+def pytest_runtest_setup(item):
+    """Skip tests of CUDA where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def load():
     """Function from a name, such as "wine" or "wine, standardised", to an array."""

@@ -7,7 +7,10 @@ from sklearn.base import BaseEstimator, clone
 from torch import nn
 
 from sklearn_sigmavae import SigmaVAE
+from sklearn_sigmavae._layout import Layout
 from sklearn_sigmavae.networks import ACTIVATIONS, MLP, build_networks
+
+LAYOUT = Layout((6,), (6,))
 
 
 class Residual(nn.Module):
@@ -89,7 +92,7 @@ def test_any_network_can_start_at_zero_and_train(digits, make):
 
 def test_networks_that_cannot_be_zeroed_get_a_gate():
     for make, gated in ((Residual, True), (normalised, False), (shifted, True)):
-        encoder, decoder = build_networks(Recipe(make), (6,), 2, linear_path=True)
+        encoder, decoder, _ = build_networks(Recipe(make), LAYOUT, 2, linear_path=True)
         assert (encoder.gate is not None) == gated
         assert (decoder.gate is not None) == gated
 
@@ -98,21 +101,21 @@ def test_the_check_leaves_the_network_as_it_was():
     torch.manual_seed(0)
     expected = normalised(6, 4).state_dict()
     torch.manual_seed(0)
-    encoder, _ = build_networks(Recipe(normalised), (6,), 2, linear_path=True)
+    encoder, _, _ = build_networks(Recipe(normalised), LAYOUT, 2, linear_path=True)
     assert encoder.network.training
     for name, value in encoder.network.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
 def test_without_hidden_layers_there_is_just_the_linear_path():
-    encoder, decoder = build_networks(MLP(()), (6,), 2, linear_path=True)
+    encoder, decoder, _ = build_networks(MLP(()), LAYOUT, 2, linear_path=True)
     assert encoder.network is None
     assert [tuple(p.shape) for p in encoder.parameters()] == [(2,), (2, 6), (2,)]
     assert [tuple(p.shape) for p in decoder.parameters()] == [(6, 2), (6,)]
 
 
 def test_without_linear_path_there_is_just_the_network():
-    encoder, decoder = build_networks(MLP((5,)), (6,), 2, linear_path=False)
+    encoder, decoder, _ = build_networks(MLP((5,)), LAYOUT, 2, linear_path=False)
     assert type(encoder) is nn.Sequential
     assert type(decoder) is nn.Sequential
 

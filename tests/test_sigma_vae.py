@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 
 import numpy as np
 import pandas as pd
@@ -353,27 +352,3 @@ def test_the_automatic_device_is_cuda_where_there_is_one():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert fitted.module_.device.type == expected
     assert isinstance(fitted.transform(X), np.ndarray)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_fits_like_the_cpu():
-    rows = low_rank_rows(400)
-    fitted = {
-        device: small_vae(device=device, max_iter=20).fit(rows)
-        for device in ("cpu", "cuda")
-    }
-    on_cuda = fitted["cuda"]
-    assert on_cuda.module_.device.type == "cuda"
-    assert abs(on_cuda.score(rows) - fitted["cpu"].score(rows)) < 0.3
-    copied = pickle.loads(pickle.dumps(on_cuda))
-    np.testing.assert_allclose(copied.transform(rows), on_cuda.transform(rows))
-    cuda_state = torch.cuda.get_rng_state()
-    again = small_vae(device="cuda", max_iter=20).fit(rows)
-    assert torch.equal(torch.cuda.get_rng_state(), cuda_state)
-    np.testing.assert_allclose(again.score(rows), on_cuda.score(rows), atol=0.1)
-    copied.partial_fit(rows)
-    # A model fitted on CUDA goes on training on the CPU.
-    assert (
-        copied.set_params(device="cpu").partial_fit(rows).module_.device.type == "cpu"
-    )
