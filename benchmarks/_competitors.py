@@ -11,10 +11,9 @@ import tempfile
 
 import skorch
 import torch
+from _workloads import LEARNING_RATE
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-LEARNING_RATE = 1e-3
 
 OURS = "SigmaVAE"
 BARE = "bare PyTorch loop"
@@ -66,20 +65,30 @@ def run_bare_loop(workload, n_features, sigma, batches):
       fused, and the loss is never read.
     """
     encoder, decoder = workload.networks(n_features)
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    step = bare_step(encoder, decoder, sigma)
     for _ in range(workload.n_epochs):
         for rows, eps in batches():
-            mean, log_var = encoder(rows).chunk(2, dim=1)
-            std = (0.5 * log_var).exp()
-            residual = (decoder(torch.addcmul(mean, std, eps)) - rows).view(-1)
-            square = torch.dot(residual, residual)
-            kl = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std).sum()
-            loss = torch.add(kl, square, alpha=sigma**-2) * (0.5 / len(rows))
-            for parameter in parameters:
-                parameter.grad = None
-            loss.backward()
-            optimizer.step()
+            step(rows, eps)
+
+
+def bare_step(encoder, decoder, sigma, **adam):
+    """Optimisation step that takes a batch, as :func:`run_bare_loop` tells."""
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True, **adam)
+
+    def step(rows, eps):
+        mean, log_var = encoder(rows).chunk(2, dim=1)
+        std = (0.5 * log_var).exp()
+        residual = (decoder(torch.addcmul(mean, std, eps)) - rows).view(-1)
+        square = torch.dot(residual, residual)
+        kl = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std).sum()
+        loss = torch.add(kl, square, alpha=sigma**-2) * (0.5 / len(rows))
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        optimizer.step()
+
+    return step
 
 
 def fit_loader(workload, X):

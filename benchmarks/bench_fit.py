@@ -18,39 +18,20 @@ their median stands beside their range.
 """
 
 import argparse
-import contextlib
-import gc
 import os
-import platform
-import re
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import date
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import sklearn
-import skorch
 import torch
-from _competitors import (
-    BARE,
-    FITS,
-    LEARNING_RATE,
-    OURS,
-    fit_bare,
-    fit_pythae,
-    standardise,
-)
-from _data import load_mnist
+from _competitors import BARE, FITS, OURS, fit_bare, fit_pythae, standardise
+from _report import against_fastest, alternate, environment, table_rows
+from _workloads import Workload, load_images
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
-
-from sklearn_sigmavae import SigmaVAE
-from sklearn_sigmavae.networks import MLP
 
 SEEDS = (0, 1, 2)
 TRANSFORM_ROWS = 100_000
@@ -61,66 +42,6 @@ FORWARD_BATCH_SIZES = tuple(2**power for power in range(10, 17))
 # Workloads
 
 
-@dataclass(frozen=True)
-class Workload:
-    """Data, a model and the length of its training.
-
-    Attributes
-    ----------
-    load : callable
-        Returns the training data and the held-out data, which may be None.
-    """
-
-    load: Callable
-    sigma: float
-    hidden: tuple[int, ...]
-    n_components: int
-    n_epochs: int
-    n_threads: int
-    batch_size: int = 128
-    activation: str = "silu"
-    # For the time to quality alone: what SigmaVAE is given beside its size.
-    params: dict = field(default_factory=dict)
-
-    def networks(self, n_features):
-        """Encoder and decoder of SigmaVAE without the linear path."""
-        recipe = MLP(self.hidden, self.activation)
-        return (
-            recipe.encoder((n_features,), self.n_components),
-            recipe.decoder(self.n_components, (n_features,)),
-        )
-
-    def vae(self, **params):
-        """SigmaVAE of the same size, with its own defaults for the rest."""
-        return SigmaVAE(
-            self.n_components,
-            sigma=self.sigma,
-            hidden_layer_sizes=self.hidden,
-            early_stopping=False,
-            device="cpu",
-            **params,
-        )
-
-    def plain_vae(self, **params):
-        """SigmaVAE with the network and the optimisation of the other competitors."""
-        return self.vae(
-            linear_path=False,
-            init="random",
-            activation=self.activation,
-            batch_size=self.batch_size,
-            learning_rate=LEARNING_RATE,
-            lr_schedule="constant",
-            **params,
-        )
-
-    def describe(self, X):
-        """What all competitors have in common, in words."""
-        return (
-            f"{len(X)} x {X.shape[1]}, hidden {self.hidden}, {self.n_components} "
-            f"components, {self.n_threads} thread" + "s" * (self.n_threads > 1)
-        )
-
-
 def load_table(n_samples=20_000):
     """Eight correlated factors in 30 features, of unequal strengths, and noise."""
     random_state = np.random.RandomState(0)
@@ -128,13 +49,6 @@ def load_table(n_samples=20_000):
     loadings = random_state.standard_normal((8, 30)) / np.sqrt(np.arange(1, 9))[:, None]
     noise = 0.5 * random_state.standard_normal((n_samples, 30))
     return (factors @ loadings + noise).astype(np.float32), None
-
-
-@cache
-def load_images():
-    """All of MNIST, training images first, in [0, 1]."""
-    X_train, _, X_test, _ = load_mnist()
-    return np.concatenate([X_train, X_test]).astype(np.float32) / 255
 
 
 def load_mnist_20k():
@@ -273,25 +187,6 @@ def bench_quality(workload, X, X_test, repeats):
     return against_fastest(ours, times), [f"scores are means of {len(SEEDS)} fits"]
 
 
-def alternate(competitors, repeats):
-    """Seconds that each competitor takes in each repeat, taking turns."""
-    times = {name: [] for name in competitors}
-    for _ in range(repeats):
-        for name, run in competitors.items():
-            gc.collect()
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return {name: np.array(t) for name, t in times.items()}
-
-
-def against_fastest(ours, times):
-    """Times of the fastest other competitor, and ours."""
-    others = {name: t for name, t in times.items() if name != ours}
-    best = min(others, key=lambda name: np.median(others[name]))
-    return {best: others[best], ours: times[ours]}
-
-
 # Report
 
 TABLES = {
@@ -325,33 +220,6 @@ def report(names, repeats, quick):
             yield from table_rows(f"{name} | {workload.describe(X)}", times)
             all_notes += [f"- {name}: {note}" for note in notes]
         yield "\n".join(["", *all_notes])
-
-
-def table_rows(what, times):
-    """Rows of a table in markdown, one per competitor."""
-    baseline = next(iter(times.values()), None)
-    for name, t in times.items():
-        ratios = t / baseline
-        spread = f"{np.median(ratios):.3f} ({ratios.min():.2f}..{ratios.max():.2f})"
-        yield f"| {what} | {name} | {np.median(t):.3g} | {spread} |"
-
-
-def environment():
-    """The machine and how busy it is, the versions and the date."""
-    return (
-        f"{cpu_model()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"skorch {skorch.__version__}, scikit-learn {sklearn.__version__}; "
-        f"{date.today()}."
-    )
-
-
-def cpu_model():
-    """Name of the processor."""
-    with contextlib.suppress(OSError):
-        if found := re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text()):
-            return found[1]
-    return platform.processor() or platform.machine()
 
 
 def parse_args():

@@ -20,7 +20,8 @@ _GATHERED_ELSEWHERE = 2**24
 
 # Numbers in the widest layer in an evaluation batch, and the least that it counts as
 # having for each row and point.
-_EVALUATED = 2**22
+_EVALUATED_ON_CPU = 2**21
+_EVALUATED_ELSEWHERE = 2**25
 _LEAST_WIDTH = 2**10
 
 
@@ -229,8 +230,10 @@ class EvaluationBatches:
         self.dataset = selection
         self.n_components = vae.n_components
         self.n_pairs = max(1, n_points // (2 * len(selection)))
+        on_cpu = selection.rows.device.type == "cpu"
+        numbers = _EVALUATED_ON_CPU if on_cpu else _EVALUATED_ELSEWHERE
         width = max(_LEAST_WIDTH, vae.width)
-        self.batch_size = max(1, _EVALUATED // (2 * self.n_pairs * width))
+        self.batch_size = max(1, numbers // (2 * self.n_pairs * width))
 
     def __len__(self):
         return math.ceil(len(self.dataset) / self.batch_size)

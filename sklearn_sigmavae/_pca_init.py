@@ -54,7 +54,6 @@ class PrincipalAxes:
         random_state : int
             Seed of randomised solvers.
         """
-        x = np.asarray(x, dtype=np.float64)
         # Constant data makes it divide zero by zero, in a ratio that is not used here.
         with np.errstate(invalid="ignore"):
             pca = PCA(min(n_axes, *x.shape), random_state=random_state).fit(x)

@@ -13,7 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from ._batches import Selection, place_rows
 from ._bound import NegativeBound, kl_divergence
 from ._device import matmul_precision
-from ._module import VAE, Units
+from ._module import VAE, Units, blocks
 from ._net import BoundNet, KeepBest, ProgressBar, isolated_rng
 from ._pca_init import start_at_pca
 from ._validation import (
@@ -39,9 +39,9 @@ ACTIVE_KL = 0.01
 # Rows, about, over which the KL of components is averaged after a fit.
 ROWS_FOR_KL = 1000
 
-# Of data with more numbers than this, the start sees random rows that have so many, in
-# float32: 21,400 images of 28 x 28.
-NUMBERS_FOR_START = 2**24
+# Of data with more numbers than this, the start sees random rows that have so many:
+# 10,700 images of 28 x 28.
+NUMBERS_FOR_START = 2**23
 
 # But never fewer rows than this for each component.
 ROWS_PER_COMPONENT = 8
@@ -190,20 +190,24 @@ def _start(params, X, layout, noise, learns_sigma, seed):
     # Recipes follow torch's default dtype; training is in float32.
     vae = VAE(encoder, decoder, units, layout, params.n_components, width).float()
     if params.init == "pca":
-        x = units.to_internal(_rows_for_start(X, params.n_components, seed)).numpy()
+        x = _rows_for_start(X, units, params.n_components, seed)
         scale = start_at_pca(vae, x, noise, scale, params.beta, MIN_LEARNED_SCALE, seed)
     elif learns_sigma:
         scale = 1.0
     return vae, scale
 
 
-def _rows_for_start(X, n_components, seed):
-    """All rows, or random ones if they are too many to decompose at once."""
+def _rows_for_start(X, units, n_components, seed):
+    """All rows in internal units and float64, or random ones if they are too many."""
     n_rows = max(NUMBERS_FOR_START // X.shape[1], ROWS_PER_COMPONENT * n_components)
     if n_rows >= len(X):
-        return X
+        return units.to_internal(X).to(torch.float64).numpy()
     index = np.random.RandomState(seed).choice(len(X), n_rows, replace=False)
-    return X[np.sort(index)].astype(np.float32, copy=False)
+    # Chance is coarser than float32.
+    x = np.empty((n_rows, X.shape[1]), dtype=np.float32)
+    for block in blocks(x):
+        x[block] = units.to_internal(X[index[block]])
+    return x
 
 
 def _continue(params, previous, noise, learns_sigma):
