@@ -24,7 +24,7 @@ medians, ratios are taken within each repeat.
 
 import argparse
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -134,12 +134,15 @@ def print_memory_of_fit(network, path):
     X = np.load(path)
     vae = SigmaVAE(N_COMPONENTS, sigma=51, network=network, max_iter=1, device="cpu")
     vae.fit(X[:256])
-    before = (
-        int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    )
+    before = memory("VmRSS")
     vae.fit(X)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"{(peak - before) / 1e6:.0f}")
+    print(f"{(memory('VmHWM') - before) / 1e6:.0f}")
+
+
+def memory(name):
+    """Bytes that Linux counts for this process under a name."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024
 
 
 def bench_quality(X, X_test, repeats):

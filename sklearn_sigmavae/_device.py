@@ -141,8 +141,15 @@ def on_side_stream(function, *args):
 
 def capture_in_graph(function):
     """Record a function's kernels in a CUDA graph; return what replays them."""
-    graph = torch.cuda.CUDAGraph()
-    # So that other threads, which may be training too, can use the device meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        function()
+    graph, present = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # On a stream of its own, and so that other threads, which may be training too,
+        # can use the device meanwhile.
+        with torch.cuda.graph(
+            graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"
+        ):
+            function()
+    finally:
+        # After a failure torch stays on the other stream.
+        torch.cuda.set_stream(present)
     return graph.replay

@@ -131,7 +131,7 @@ class BoundNet(NeuralNet):
         )
         n_steps = self.max_epochs * len(self.get_iterator(selection, True))
         self.captures_ = self._can_capture(device, n_steps)
-        self.captured_settings_ = None
+        self.captured_settings_, self.rates_ = None, []
         self.step_ = self._take_step
         self.scheduler_ = None
         if self.one_cycle:
@@ -153,7 +153,7 @@ class BoundNet(NeuralNet):
             # Some of it cannot be pickled.
             del self.parameters_, self.generator_, self.scheduler_, self.step_
             del self.watches_batches_, self.interrupts_
-            del self.captures_, self.captured_settings_
+            del self.captures_, self.captured_settings_, self.rates_
             for group in self.optimizer_.param_groups:
                 group["lr"] = float(group["lr"])
             self._set_training(False)
@@ -171,14 +171,19 @@ class BoundNet(NeuralNet):
         )
 
     def _renew_capture(self):
-        """Make a new captured step if a callback changed what the last one froze."""
+        """Let captured steps see what callbacks changed: anew, where they cannot."""
         settings = [parameter.requires_grad for parameter in self.parameters_]
-        for group in self.optimizer_.param_groups:
-            if not torch.is_tensor(group["lr"]):
-                # One that schedulers change in place.
-                group["lr"] = torch.tensor(group["lr"], device=self.generator_.device)
-            others = {name: group[name] for name in group.keys() - {"params", "lr"}}
-            settings += [id(group["lr"]), others]
+        for i, group in enumerate(self.optimizer_.param_groups):
+            if i == len(self.rates_):
+                device = self.generator_.device
+                self.rates_.append(torch.zeros((), dtype=torch.float32, device=device))
+            # A graph reads the learning rate from where it was at its capture.
+            if group["lr"] is not self.rates_[i]:
+                self.rates_[i].fill_(float(group["lr"]))
+                group["lr"] = self.rates_[i]
+            settings.append(
+                {key: group[key] for key in group.keys() - {"params", "lr"}}
+            )
         if settings != self.captured_settings_:
             self.captured_settings_ = settings
             self.step_ = CapturedStep(self._take_step, self.batch_size)
