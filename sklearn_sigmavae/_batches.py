@@ -87,13 +87,20 @@ class HostRows(_Rows):
         super().__init__(X, device, torch.device("cpu"))
         self._X = X
         self._units = units
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __getitem__(self, index):
         x = self._units.to_internal(self._X[index.numpy()]).to(torch.float32)
-        if self.device.type == "cuda":
-            # From pinned memory the copy runs while the device computes.
-            x = x.pin_memory()
-        return x.to(self.device, non_blocking=True)
+        if self._copies is None:
+            return x.to(self.device)
+        # From pinned memory, and on a stream of its own, the copy runs while the device
+        # computes what was asked of it before.
+        with torch.cuda.stream(self._copies):
+            x = x.pin_memory().to(self.device, non_blocking=True)
+        present = torch.cuda.current_stream(self.device)
+        present.wait_stream(self._copies)
+        x.record_stream(present)
+        return x
 
 
 def place_rows(X, units, device):

@@ -215,6 +215,11 @@ class NegativeBound(nn.Module):
             loss = loss + len(x) // n_draws * self.noise.log_normalizer(scale)
         return loss
 
+    @property
+    def settings(self):
+        """tuple : Numbers that the training loss depends on."""
+        return self.beta, self.min_scale, None if self.learns_scale else self.scale
+
     def constant(self, vae):
         """What :meth:`forward` leaves out of the loss: a number, in nats."""
         constant = self.log_volume - 0.5 * self.beta * vae.n_components

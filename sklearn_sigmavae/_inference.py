@@ -21,8 +21,8 @@ _LEAST_WIDTH = 256
 def run_in_blocks(vae, function, X, n_points=1):
     """Apply a function of the module and rows to an array.
 
-    Float64 input is computed in float64 where the device is the CPU, so that results
-    do not depend on how rows are batched; on accelerators it is computed in float32.
+    Float64 input is computed in float64 where the device is the CPU and the networks
+    can, so that results do not depend on how rows are batched; elsewhere in float32.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def _run(vae, function, rows, to_tensor, n_points):
     device = vae.device
     on_cpu = device.type == "cpu"
     dtype = torch.float32
-    if rows.dtype == np.float64 and on_cpu:
+    if rows.dtype == np.float64 and on_cpu and vae.takes_float64:
         dtype = torch.float64
         vae = deepcopy(vae).double()
     width = max(_LEAST_WIDTH, vae.width, vae.layout.n_features)

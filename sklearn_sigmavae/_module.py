@@ -193,9 +193,13 @@ class VAE(nn.Module):
         Dimension of the codes.
     width : int
         Most numbers that a layer makes of one row or code.
+    takes_float64 : bool
+        Whether encoder and decoder can be cast to float64.
     """
 
-    def __init__(self, encoder, decoder, units, layout, n_components, width):
+    def __init__(
+        self, encoder, decoder, units, layout, n_components, width, takes_float64
+    ):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -203,6 +207,7 @@ class VAE(nn.Module):
         self.layout = layout
         self.n_components = n_components
         self.width = width
+        self.takes_float64 = takes_float64
 
     def encode(self, x):
         """Mean and log-variance of q(z|x), each of shape (n, n_components)."""

@@ -12,8 +12,9 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from skorch.utils import TeeGenerator
 
+from . import _device
 from ._batches import EvaluationBatches, TrainingBatches
-from ._device import CapturedStep, autocast, is_out_of_memory, matmul_precision
+from ._device import CapturedStep, autocast, matmul_precision
 
 # The fused variants update all parameters in one call. Adam's eps is far below any
 # gradient, so that a common factor in the loss, such as beta's, changes nothing.
@@ -92,28 +93,14 @@ class BoundNet(NeuralNet):
             Rows to train on.
         held_out : Selection or None
             Held-out rows, whose loss is recorded.
-
-        Raises
-        ------
-        MemoryError
-            If the device has too little memory for a step.
         """
         datasets = selection, held_out
         with self._run_state(selection), matmul_precision(self.device, self.precision):
-            try:
-                with suppress(StopTraining):
-                    self.notify("on_train_begin", X=datasets, y=None)
-                    self.fit_loop(datasets)
-                with suppress(StopTraining):
-                    self.notify("on_train_end", X=datasets, y=None)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise MemoryError(
-                    f"Training ran out of memory on the device {self.device!r} with "
-                    f"batch_size={self.batch_size}. Lower batch_size, or make the "
-                    f"network smaller. {str(error).splitlines()[0]}"
-                ) from error
+            with suppress(StopTraining):
+                self.notify("on_train_begin", X=datasets, y=None)
+                self.fit_loop(datasets)
+            with suppress(StopTraining):
+                self.notify("on_train_end", X=datasets, y=None)
 
     @contextmanager
     def _run_state(self, selection):
@@ -131,7 +118,7 @@ class BoundNet(NeuralNet):
         )
         n_steps = self.max_epochs * len(self.get_iterator(selection, True))
         self.captures_ = self._can_capture(device, n_steps)
-        self.captured_settings_, self.rates_ = None, []
+        self.captured_settings_, self.captured_state_, self.rates_ = None, None, []
         self.step_ = self._take_step
         self.scheduler_ = None
         if self.one_cycle:
@@ -150,16 +137,20 @@ class BoundNet(NeuralNet):
             ):
                 yield
         finally:
-            # Some of it cannot be pickled.
+            # Some of it cannot be pickled, and gradients are as large as weights.
+            for parameter in self.parameters_:
+                parameter.grad = None
             del self.parameters_, self.generator_, self.scheduler_, self.step_
             del self.watches_batches_, self.interrupts_
-            del self.captures_, self.captured_settings_, self.rates_
-            for group in self.optimizer_.param_groups:
-                group["lr"] = float(group["lr"])
+            del self.captures_, self.rates_
+            del self.captured_settings_, self.captured_state_
             self._set_training(False)
             for _, callback in self.callbacks_:
                 if isinstance(callback, ProgressBar):
                     callback.close()
+            # Last, since it fails where the device has failed.
+            for group in self.optimizer_.param_groups:
+                group["lr"] = float(group["lr"])
 
     def _can_capture(self, device, n_steps):
         """Whether steps may be captured in a graph, and there are enough of them."""
@@ -170,9 +161,10 @@ class BoundNet(NeuralNet):
             and all(group.get("capturable") for group in self.optimizer_.param_groups)
         )
 
-    def _renew_capture(self):
+    def _renew_capture(self, n_rows):
         """Let captured steps see what callbacks changed: anew, where they cannot."""
-        settings = [parameter.requires_grad for parameter in self.parameters_]
+        settings = [(p.requires_grad, p.data_ptr()) for p in self.parameters_]
+        settings.append(self.criterion_.settings)
         for i, group in enumerate(self.optimizer_.param_groups):
             if i == len(self.rates_):
                 device = self.generator_.device
@@ -184,9 +176,11 @@ class BoundNet(NeuralNet):
             settings.append(
                 {key: group[key] for key in group.keys() - {"params", "lr"}}
             )
-        if settings != self.captured_settings_:
-            self.captured_settings_ = settings
-            self.step_ = CapturedStep(self._take_step, self.batch_size)
+        state = self.optimizer_.state
+        if settings != self.captured_settings_ or state is not self.captured_state_:
+            self.captured_settings_, self.captured_state_ = settings, state
+            size = min(self.batch_size, n_rows)
+            self.step_ = CapturedStep(self._take_step, size, _device.CudaGraph())
 
     def notify(self, method_name, **kwargs):
         """Call a method of this net and of each callback."""
@@ -227,7 +221,7 @@ class BoundNet(NeuralNet):
         if training:
             self.criterion_.begin_epoch(iterator.dataset.rows.device)
             if self.captures_:
-                self._renew_capture()
+                self._renew_capture(len(iterator.dataset))
         if self.watches_batches_:
             step_fn = self._for_callbacks(step_fn)
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)

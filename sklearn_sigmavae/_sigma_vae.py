@@ -31,7 +31,12 @@ from ._device import PRECISIONS
 from ._inference import decode_in_blocks, run_in_blocks
 from ._net import OPTIMIZERS
 from ._training import train_net
-from ._validation import check_sample_shape, count_dims, resolve_layout
+from ._validation import (
+    as_samples,
+    check_sample_shape,
+    count_dims,
+    resolve_layout,
+)
 from .networks import ACTIVATIONS
 from .noise import ALIASES, NoiseModel
 
@@ -65,7 +70,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         (``n_active_components_`` counts the others).
     sigma : float, array-like of shape (n_features,) or "mle", default=1.0
         Scale of the noise in the units of `X`, one for all features or one for each
-        (for images also of the shape of an image).
+        (an array of the shape of a sample will do too).
         Smaller values keep more detail and use more components. "mle" learns the
         maximum-likelihood scale of the residuals [3]_.
     beta : float, default=1.0
@@ -103,7 +108,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Start at probabilistic PCA, with the networks at zero, or at random weights.
         "pca" needs ``linear_path=True``; with Bernoulli noise, which has no closed
         form, it starts the decoder at the mean of the data and all else at random. Of
-        data with more than 2**24 numbers a random subset of about that size is used.
+        data with more than 2**23 numbers a random subset of about that size is used.
     optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
         A first-order optimizer's name, or a class or function that takes parameters
         and ``lr`` and returns a :class:`torch.optim.Optimizer`.
@@ -131,7 +136,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Whether :meth:`fit` continues from the last one, with the parameters of now.
         Those that shape the model cannot change in between.
     callbacks : list or None, default=None
-        skorch callbacks, copied for each fit. Those that see batches cost speed.
+        skorch callbacks, copied for each fit. Those that see batches cost speed,
+        skorch's own ``LRScheduler`` among them.
     device : str or torch.device, default="auto"
         "auto" is CUDA where there is one, else the CPU; or any device torch knows. On
         CUDA the data stays on the device if it takes at most half of the free memory,
@@ -150,8 +156,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     Attributes
     ----------
-    sigma_ : float or ndarray of shape (n_features,)
-        Scale of the noise in use; None for Bernoulli noise.
+    sigma_ : float or ndarray
+        Scale of the noise in use, an array if `sigma` is one; None for Bernoulli noise.
     noise_ : NoiseModel
         The noise model in use.
     module_ : torch.nn.Module
@@ -344,7 +350,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             vars(self).pop("_random_state", None)
             X, layout = self._check_new(X, continues, ensure_min_samples=2)
             if X_val is not None:
-                X_val = self._check_rows(X_val, layout)
+                X_val = self._check_rows(X_val, layout, name="X_val")
             self._train(
                 X,
                 X_val,
@@ -568,7 +574,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Returns
         -------
         X : ndarray of shape (n_samples, n_features), or images
-            Data in the shape and units of the training data.
+            Data in the shape and units of the training data, in float64.
         """
         check_is_fitted(self)
         random_state = check_random_state(random_state)
@@ -612,14 +618,16 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.n_features_in_ = layout.n_features
         return layout.to_rows(X), layout
 
-    def _check_rows(self, X, layout, **kwargs):
+    def _check_rows(self, X, layout, name="X", **kwargs):
         """Data as rows of samples of the shape that was fitted."""
+        X = as_samples(X)
         n_dims = count_dims(X)
         if n_dims > 2 or (n_dims == 2 and len(layout.sample_shape) > 1):
-            check_sample_shape(np.shape(X)[1:], layout.sample_shape)
+            check_sample_shape(name, np.shape(X)[1:], layout.sample_shape)
         return layout.to_rows(self._check_array(X, reset=False, **kwargs))
 
     def _check_array(self, X, **kwargs):
+        X = as_samples(X)
         if count_dims(X) > 2:
             # scikit-learn would take the height of an image for its features.
             kwargs |= {"allow_nd": True, "ensure_2d": False}

@@ -10,9 +10,9 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
-from ._batches import Selection, place_rows
+from ._batches import EvaluationBatches, Selection, place_rows
 from ._bound import NegativeBound, kl_divergence
-from ._device import matmul_precision
+from ._device import explain_out_of_memory, matmul_precision
 from ._module import VAE, Units, blocks
 from ._net import BoundNet, KeepBest, ProgressBar, isolated_rng
 from ._pca_init import start_at_pca
@@ -134,25 +134,27 @@ def train_net(
         device=str(device),
         verbose=0,
         **{f"optimizer__{name}": value for name, value in optimizer_params.items()},
-    ).initialize()
-    if previous is not None:
-        net.resume(previous)
+    )
+    with explain_out_of_memory(device, params.batch_size):
+        net.initialize()
+        if previous is not None:
+            net.resume(previous)
 
-    rows = place_rows(X, vae.units, device)
-    if X_val is not None:
-        selection = Selection(rows)
-        held_out = Selection(place_rows(X_val, vae.units, device))
-    elif early_stopping:
-        selection, held_out = _split(rows, params.validation_fraction, split_seed)
-    else:
-        selection, held_out = Selection(rows), None
-    if epochs:
-        net.train(selection, held_out)
-    vae.eval()
-    with matmul_precision(device):
-        if learns_sigma:
-            _learn_sigma(net, Selection(rows))
-        net.n_active_components_ = _count_active(vae, rows)
+        rows = place_rows(X, vae.units, device)
+        if X_val is not None:
+            selection = Selection(rows)
+            held_out = Selection(place_rows(X_val, vae.units, device))
+        elif early_stopping:
+            selection, held_out = _split(rows, params.validation_fraction, split_seed)
+        else:
+            selection, held_out = Selection(rows), None
+        if epochs:
+            net.train(selection, held_out)
+        vae.eval()
+        with matmul_precision(device):
+            if learns_sigma:
+                _learn_sigma(net, Selection(rows))
+            net.n_active_components_ = _count_active(vae, rows)
     return net
 
 
@@ -184,11 +186,12 @@ def _start(params, X, layout, noise, learns_sigma, seed):
                 "the same units?"
             )
     with isolated_rng.alone(seed):
-        encoder, decoder, width = build_networks(
+        encoder, decoder, width, takes_float64 = build_networks(
             recipe, layout, params.n_components, params.linear_path
         )
-    # Recipes follow torch's default dtype; training is in float32.
-    vae = VAE(encoder, decoder, units, layout, params.n_components, width).float()
+    vae = VAE(
+        encoder, decoder, units, layout, params.n_components, width, takes_float64
+    ).float()
     if params.init == "pca":
         x = _rows_for_start(X, units, params.n_components, seed)
         scale = start_at_pca(vae, x, noise, scale, params.beta, MIN_LEARNED_SCALE, seed)
@@ -303,7 +306,8 @@ def _count_active(vae, rows):
     step = max(1, len(rows) // ROWS_FOR_KL)
     some_rows = Selection(rows, torch.arange(0, len(rows), step))
     with torch.no_grad():
-        kl = kl_divergence(*vae.encode(some_rows.X)).mean(dim=0)
+        batches = (x for x, _ in EvaluationBatches(some_rows, vae, 2))
+        kl = torch.cat([kl_divergence(*vae.encode(x)) for x in batches]).mean(dim=0)
     if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
         raise ValueError(
             "Training diverged: the weights are no longer finite. Lower learning_rate, "

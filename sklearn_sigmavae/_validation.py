@@ -9,7 +9,7 @@ from skorch.callbacks import Callback
 
 from ._layout import Layout
 from ._net import OPTIMIZERS
-from .networks import MLP, Conv
+from .networks import MLP, Conv, is_count
 
 _STACK = (
     "If they are images, bring them to one size and stack them in one array of shape "
@@ -17,23 +17,42 @@ _STACK = (
 )
 
 
-def count_dims(X):
-    """Number of dimensions of array-like data, which must be one array of numbers."""
-    try:
-        n_dims = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
-    # numpy's words for a list of arrays of several shapes do not help.
-    except ValueError as error:
-        raise ValueError(
-            f"X must hold samples of one shape, but they differ. {_STACK}"
-        ) from error
-    if n_dims == 1 and len(X) and str(getattr(X, "dtype", None)) == "object":
-        shapes = sorted({np.shape(item) for item in X})
-        if shapes != [()]:
+def as_samples(X):
+    """Samples in one array, or in whatever knows more than an array, as it is.
+
+    Tensors and lists become arrays here, and so keep their type.
+    """
+    if isinstance(X, torch.Tensor):
+        return X.detach().cpu().numpy()
+    if isinstance(X, list | tuple):
+        try:
+            return np.asarray(X)
+        # numpy's words for arrays of several shapes do not help.
+        except ValueError as error:
+            raise ValueError(
+                f"X must hold samples of one shape. Got {_shapes_in(X)}. {_STACK}"
+            ) from error
+    if count_dims(X) == 1 and str(getattr(X, "dtype", None)) == "object":
+        shapes = _shapes_in(X)
+        if shapes not in ("", "()"):
             raise ValueError(
                 "X must be one array of numbers. Got an array of objects, of shapes "
-                f"{', '.join(map(str, shapes[:3]))}. {_STACK}"
+                f"{shapes}. {_STACK}"
             )
-    return n_dims
+    return X
+
+
+def count_dims(X):
+    """Number of dimensions of array-like data."""
+    return len(X.shape) if hasattr(X, "shape") else np.asarray(X).ndim
+
+
+def _shapes_in(X):
+    """Some of the shapes of items, in words."""
+    try:
+        return ", ".join(map(str, sorted({np.shape(item) for item in X})[:3]))
+    except ValueError:
+        return "items of no shape"
 
 
 def resolve_layout(sample_shape, image_shape, channels_first):
@@ -83,9 +102,7 @@ def resolve_layout(sample_shape, image_shape, channels_first):
 def _check_image_shape(image_shape):
     try:
         shape = tuple(image_shape)
-        valid = len(shape) in (2, 3) and all(
-            isinstance(side, Integral) and side >= 1 for side in shape
-        )
+        valid = len(shape) in (2, 3) and all(map(is_count, shape))
     except TypeError:
         valid = False
     if not valid:
@@ -96,12 +113,13 @@ def _check_image_shape(image_shape):
     return tuple(map(int, shape))
 
 
-def check_sample_shape(shape, expected):
+def check_sample_shape(name, shape, expected):
     """Raise ``ValueError`` unless samples have the shape of those of the fit."""
     if shape != expected:
         raise ValueError(
-            f"X has samples of shape {shape}, but SigmaVAE was fitted on samples of "
-            f"shape {expected}. Bring X to shape (n, {', '.join(map(str, expected))})."
+            f"{name} has samples of shape {shape}, but SigmaVAE is fitted on samples "
+            f"of shape {expected}. Bring {name} to shape "
+            f"(n, {', '.join(map(str, expected))})."
         )
 
 

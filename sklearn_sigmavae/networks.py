@@ -9,6 +9,7 @@ maps (n, n_components) to (n, *output_shape). Both work in internal units. The s
 
 import math
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import pairwise
 from numbers import Integral
 
@@ -62,6 +63,7 @@ class MLP(BaseEstimator):
 
     def encoder(self, input_shape, n_components):
         """Module from (n, *input_shape) to (n, 2 * n_components)."""
+        self._check_parameters()
         n_features = math.prod(input_shape)
         flatten = [nn.Flatten()] if len(input_shape) > 1 else []
         layers = self._layers(n_features, *self.hidden_layer_sizes, 2 * n_components)
@@ -69,10 +71,15 @@ class MLP(BaseEstimator):
 
     def decoder(self, n_components, output_shape):
         """Module from (n, n_components) to (n, *output_shape)."""
+        self._check_parameters()
         n_features = math.prod(output_shape)
         layers = self._layers(n_components, *self.hidden_layer_sizes[::-1], n_features)
         unflatten = [nn.Unflatten(1, output_shape)] if len(output_shape) > 1 else []
         return nn.Sequential(*layers, *unflatten)
+
+    def _check_parameters(self):
+        _check_sizes(self, "hidden_layer_sizes")
+        _check_activation(self)
 
     def _layers(self, *widths):
         hidden = _dense(widths[:-1], ACTIVATIONS[self.activation])
@@ -175,32 +182,39 @@ class Conv(BaseEstimator):
         return n_channels, sizes
 
     def _check_parameters(self):
-        expected = {
-            "channels": "a tuple of at least one integer >= 1",
-            "hidden_layer_sizes": "a tuple of integers >= 1",
-        }
-        for name, meaning in expected.items():
-            value = getattr(self, name)
-            valid = isinstance(value, tuple | list) and all(map(_is_count, value))
-            if not valid or (name == "channels" and not value):
-                raise ValueError(
-                    f"The '{name}' parameter of Conv must be {meaning}. Got {value!r} "
-                    "instead."
-                )
-        if not (_is_count(self.kernel_size) and self.kernel_size % 2):
+        _check_sizes(self, "channels", at_least=1)
+        _check_sizes(self, "hidden_layer_sizes")
+        _check_activation(self)
+        if not (is_count(self.kernel_size) and self.kernel_size % 2):
             raise ValueError(
                 "The 'kernel_size' parameter of Conv must be an odd integer >= 1. Got "
                 f"{self.kernel_size!r} instead."
             )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                "The 'activation' parameter of Conv must be one of "
-                f"{sorted(ACTIVATIONS)}. Got {self.activation!r} instead."
-            )
 
 
-def _is_count(value):
-    return isinstance(value, Integral) and value >= 1
+def is_count(value):
+    """Whether a value is an integer of at least 1, and no boolean."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
+def _check_sizes(recipe, name, at_least=0):
+    value = getattr(recipe, name)
+    valid = isinstance(value, tuple | list) and all(map(is_count, value))
+    if not valid or len(value) < at_least:
+        raise ValueError(
+            f"The '{name}' parameter of {type(recipe).__name__} must be a tuple of "
+            f"{'at least one integer' if at_least else 'integers'} >= 1. Got {value!r} "
+            "instead."
+        )
+
+
+def _check_activation(recipe):
+    value = recipe.activation
+    if not isinstance(value, str) or value not in ACTIVATIONS:
+        raise ValueError(
+            f"The 'activation' parameter of {type(recipe).__name__} must be one of "
+            f"{sorted(ACTIVATIONS)}. Got {value!r} instead."
+        )
 
 
 def _in_words(shape):
@@ -344,19 +358,27 @@ def build_networks(recipe, layout, n_components, linear_path):
         :class:`LinearPathDecoder` around the recipe's modules.
     width : int
         Most numbers that a layer makes of one row or code.
+    takes_float64 : bool
+        Whether the modules, cast to float64, take input in it.
 
     Raises
     ------
     TypeError
         If the recipe returns something other than modules.
     ValueError
-        If a module's output has the wrong shape, or the module cannot take its input.
+        If a module's output has the wrong shape or type, the module cannot take its
+        input or changes it, or there is nothing to train.
     """
     owner = type(recipe).__name__
     shape, n_features = layout.input_shape, layout.n_features
-    encoder = recipe.encoder(shape, n_components)
-    decoder = recipe.decoder(n_components, shape)
-    codes = _probe((n_components,))
+    modules = recipe.encoder(shape, n_components), recipe.decoder(n_components, shape)
+    # Copies, both at once, since a recipe may return modules that it, another model, or
+    # each of the two keeps. Recipes follow torch's default dtype; training does not.
+    encoder, decoder = (
+        module.float() if isinstance(module, nn.Module) else module
+        for module in deepcopy(modules)
+    )
+    codes, rows = _probe((n_components,)), _probe((n_features,))
     width = max(
         _check_module(
             f"encoder ({owner}.encoder)", encoder, _probe(shape), (2 * n_components,)
@@ -365,14 +387,31 @@ def build_networks(recipe, layout, n_components, linear_path):
     )
     encoder, decoder = layout.on_rows(encoder, decoder)
     if linear_path:
-        rows = _probe((n_features,))
         encoder = LinearPathEncoder(encoder, n_features, n_components, rows)
         decoder = LinearPathDecoder(decoder, n_components, n_features, codes)
-    return encoder, decoder, width
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    if not any(parameter.requires_grad for parameter in parameters):
+        raise ValueError(
+            f"The networks of {owner} have no parameters to train. Return modules with "
+            "some that require gradients, or set linear_path=True."
+        )
+    takes_float64 = _takes_float64(encoder, rows) and _takes_float64(decoder, codes)
+    return encoder, decoder, width, takes_float64
 
 
 def _probe(shape):
-    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, *shape, dtype=torch.float32, generator=generator)
+
+
+def _takes_float64(module, probe):
+    try:
+        with torch.no_grad(), _evaluating(module):
+            deepcopy(module).double()(probe.double())
+    # Networks that cast to float32 themselves, for one.
+    except Exception:
+        return False
+    return True
 
 
 def _check_module(name, module, probe, shape_out):
@@ -382,7 +421,7 @@ def _check_module(name, module, probe, shape_out):
             f"The network's {name} must be a torch.nn.Module. Got "
             f"{type(module).__name__} instead."
         )
-    expected = (len(probe), *shape_out)
+    expected, before = (len(probe), *shape_out), probe.clone()
     try:
         with torch.no_grad(), _evaluating(module), _watch_sizes(module) as sizes:
             output = module(probe)
@@ -399,6 +438,16 @@ def _check_module(name, module, probe, shape_out):
             "log-variance, 2 * n_components numbers a row; a decoder returns locations "
             "in the shape of the encoder's input."
         )
+    if not output.is_floating_point():
+        raise ValueError(
+            f"The network's {name} must return floating point numbers. Got "
+            f"{output.dtype} instead."
+        )
+    if not torch.equal(probe, before):
+        raise ValueError(
+            f"The network's {name} must leave its input as it is, since the loss needs "
+            "it. Set inplace=False in its first layers."
+        )
     return max(sizes) // len(probe)
 
 
@@ -411,7 +460,11 @@ def _watch_sizes(module):
         if torch.is_tensor(output):
             sizes.append(output.numel())
 
-    hooks = [layer.register_forward_hook(record) for layer in module.modules()]
+    hooks = [
+        layer.register_forward_hook(record)
+        for layer in module.modules()
+        if not isinstance(layer, torch.jit.ScriptModule)
+    ]
     try:
         yield sizes
     finally:

@@ -27,8 +27,8 @@ def vae():
     """Nonlinear module with random weights, in float64."""
     torch.manual_seed(0)
     layout = Layout((6,), (6,))
-    encoder, decoder, width = build_networks(MLP((20,)), layout, 3, linear_path=True)
-    return VAE(encoder, decoder, Units.identity(6), layout, 3, width).double()
+    encoder, decoder, *facts = build_networks(MLP((20,)), layout, 3, linear_path=True)
+    return VAE(encoder, decoder, Units.identity(6), layout, 3, *facts).double()
 
 
 @pytest.fixture

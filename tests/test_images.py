@@ -108,6 +108,19 @@ def test_orders_of_channels_are_the_same_images(network):
     )
 
 
+def test_tensors_and_lists_keep_their_type():
+    import torch
+
+    X = pictures(6, 7, 3, dtype=np.uint8)
+    vae = image_vae().fit(X)
+    codes = vae.transform(X)
+    tensor = torch.from_numpy(X)
+    for same in (tensor, list(X), tuple(X), tensor.float().requires_grad_()):
+        np.testing.assert_allclose(vae.transform(same), codes, atol=1e-6)
+        assert vae.transform(same).dtype == np.float32
+        np.testing.assert_allclose(image_vae().fit(same).transform(X), codes, atol=1e-4)
+
+
 def test_networks_see_channels_first_and_pixels_where_they_are():
     X = pictures(6, 7, 3)
     vae = image_vae(max_iter=0).fit(X)
@@ -250,6 +263,8 @@ def test_images_of_mixed_sizes_say_so(fitted, n_dims):
         for method in (vae.fit, vae.transform) if fitted else (vae.fit,):
             with pytest.raises(ValueError, match=r"stack them in one array"):
                 method(X)
+    with pytest.raises(ValueError, match=r"Got \(5,.*, \(6,"):
+        image_vae().fit(mixed)
 
 
 def test_an_array_of_image_objects_says_so():
@@ -288,9 +303,11 @@ def test_bad_images_are_refused(X, message):
         ((64,), np.zeros((4, 64)), "must be \\(height, width\\)"),
         ((2, 2, 4, 4), np.zeros((4, 64)), "must be \\(height, width\\)"),
         ((8.0, 8.0), np.zeros((4, 64)), "must be \\(height, width\\)"),
+        ((True, 64), np.zeros((4, 64)), "must be \\(height, width\\)"),
         ((0, 8), np.zeros((4, 64)), "must be \\(height, width\\)"),
         ((-8, -8), np.zeros((4, 64)), "must be \\(height, width\\)"),
         (64, np.zeros((4, 64)), "'image_shape' parameter of SigmaVAE must be"),
+        (np.array(64), np.zeros((4, 64)), "must be \\(height, width\\)"),
         ("8x8", np.zeros((4, 64)), "'image_shape' parameter of SigmaVAE must be"),
     ],
 )
@@ -316,7 +333,7 @@ def test_channels_that_change_are_refused():
     for X in (colour[..., :2], colour[..., 0]):
         with pytest.raises(ValueError, match=r"of shape \(8, 8, 3\)"):
             vae.transform(X)
-    with pytest.raises(ValueError, match=r"of shape \(8, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"X_val has .*\(8, 8, 2\).*\(8, 8, 3\)"):
         image_vae().fit(colour, X_val=colour[..., :2])
 
 
@@ -336,6 +353,8 @@ def test_images_given_to_a_model_of_rows_are_refused():
         ({"kernel_size": 4}, "'kernel_size' parameter of Conv must be an odd"),
         ({"kernel_size": 0}, "'kernel_size' parameter of Conv"),
         ({"hidden_layer_sizes": 8}, "'hidden_layer_sizes' parameter of Conv"),
+        ({"channels": (True,)}, "'channels' parameter of Conv"),
+        ({"activation": ["silu"]}, "'activation' parameter of Conv"),
         ({"activation": "step"}, "'activation' parameter of Conv"),
     ],
 )

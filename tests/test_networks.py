@@ -92,7 +92,7 @@ def test_any_network_can_start_at_zero_and_train(digits, make):
 
 def test_networks_that_cannot_be_zeroed_get_a_gate():
     for make, gated in ((Residual, True), (normalised, False), (shifted, True)):
-        encoder, decoder, _ = build_networks(Recipe(make), LAYOUT, 2, linear_path=True)
+        encoder, decoder, *_ = build_networks(Recipe(make), LAYOUT, 2, linear_path=True)
         assert (encoder.gate is not None) == gated
         assert (decoder.gate is not None) == gated
 
@@ -101,21 +101,21 @@ def test_the_check_leaves_the_network_as_it_was():
     torch.manual_seed(0)
     expected = normalised(6, 4).state_dict()
     torch.manual_seed(0)
-    encoder, _, _ = build_networks(Recipe(normalised), LAYOUT, 2, linear_path=True)
+    encoder, *_ = build_networks(Recipe(normalised), LAYOUT, 2, linear_path=True)
     assert encoder.network.training
     for name, value in encoder.network.state_dict().items():
         assert torch.equal(value, expected[name]), name
 
 
 def test_without_hidden_layers_there_is_just_the_linear_path():
-    encoder, decoder, _ = build_networks(MLP(()), LAYOUT, 2, linear_path=True)
+    encoder, decoder, *_ = build_networks(MLP(()), LAYOUT, 2, linear_path=True)
     assert encoder.network is None
     assert [tuple(p.shape) for p in encoder.parameters()] == [(2,), (2, 6), (2,)]
     assert [tuple(p.shape) for p in decoder.parameters()] == [(6, 2), (6,)]
 
 
 def test_without_linear_path_there_is_just_the_network():
-    encoder, decoder, _ = build_networks(MLP((5,)), LAYOUT, 2, linear_path=False)
+    encoder, decoder, *_ = build_networks(MLP((5,)), LAYOUT, 2, linear_path=False)
     assert type(encoder) is nn.Sequential
     assert type(decoder) is nn.Sequential
 
@@ -153,3 +153,120 @@ def test_lazy_layers_are_materialised(digits):
 
     vae = SigmaVAE(4, network=Recipe(lazy), sigma=0.2, max_iter=1).fit(digits[:100])
     assert vae.transform(digits[:3]).shape == (3, 4)
+
+
+class Stored:
+    """Recipe that hands out modules it keeps."""
+
+    def __init__(self, n_in, n_components):
+        self.modules = nn.Linear(n_in, 2 * n_components), nn.Linear(n_components, n_in)
+
+    def encoder(self, input_shape, n_components):
+        return nn.Sequential(self.modules[0], nn.Identity())
+
+    def decoder(self, n_components, output_shape):
+        return nn.Sequential(self.modules[1], nn.Identity())
+
+
+def test_modules_that_a_recipe_keeps_are_not_trained(digits):
+    recipe = Stored(64, 4)
+    before = [p.detach().clone() for m in recipe.modules for p in m.parameters()]
+    params = {"network": recipe, "sigma": 0.2, "max_iter": 2, "random_state": 0}
+    first = SigmaVAE(4, **params).fit(digits[:100])
+    codes = first.transform(digits[:9])
+    SigmaVAE(4, **params).fit(digits[100:200])
+    np.testing.assert_array_equal(first.transform(digits[:9]), codes)
+    after = [p for m in recipe.modules for p in m.parameters()]
+    assert all(map(torch.equal, before, after))
+
+
+def shared_layers(n_in, n_out):
+    return nn.Sequential(SHARED, nn.LazyLinear(n_out)) if n_in == 6 else SHARED
+
+
+SHARED = nn.Linear(6, 6)
+
+
+def test_modules_that_encoder_and_decoder_share_stay_shared():
+    encoder, decoder, *_ = build_networks(Recipe(shared_layers), LAYOUT, 6, False)
+    assert encoder[0] is decoder[0]
+    assert encoder[0] is not SHARED
+
+
+class Casting(nn.Module):
+    """Network that computes in one type, whatever it is given."""
+
+    def __init__(self, n_in, n_out, dtype):
+        super().__init__()
+        self.layer = nn.Linear(n_in, n_out)
+        self.dtype = dtype
+
+    def forward(self, x):
+        return self.layer(x.to(self.dtype))
+
+
+def casting(n_in, n_out):
+    return Casting(n_in, n_out, torch.float32)
+
+
+@pytest.mark.parametrize("linear_path", [True, False])
+def test_networks_that_cast_to_float32_take_float64_data(digits, linear_path):
+    init = "pca" if linear_path else "random"
+    params = {"linear_path": linear_path, "init": init, "sigma": 0.2, "max_iter": 1}
+    vae = SigmaVAE(4, network=Recipe(casting), **params).fit(digits[:100])
+    codes = vae.transform(digits[:9])
+    assert codes.dtype == np.float64
+    np.testing.assert_allclose(
+        vae.transform(digits[:9].astype(np.float32)), codes, atol=1e-5
+    )
+    assert vae.sample(3).shape == (3, 64)
+    assert np.isfinite(vae.score(digits))
+
+
+def in_place(n_in, n_out):
+    return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(n_in, n_out))
+
+
+def counting(n_in, n_out):
+    class Counting(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).long()
+
+    return Counting(n_in, n_out)
+
+
+def parameterless(n_in, n_out):
+    class Repeat(nn.Module):
+        def forward(self, x):
+            return x[:, :1].expand(-1, n_out)
+
+    return Repeat()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (in_place, r"encoder \(Recipe.encoder\) must leave its input as it is"),
+        (counting, "must return floating point numbers. Got torch.int64"),
+        (parameterless, "networks of Recipe have no parameters to train"),
+    ],
+)
+def test_networks_that_could_not_train_are_refused(digits, make, message):
+    vae = SigmaVAE(4, network=Recipe(make), linear_path=False, init="random", sigma=0.2)
+    with pytest.raises(ValueError, match=message):
+        vae.fit(digits)
+    assert not hasattr(vae, "net_")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"hidden_layer_sizes": 64}, "'hidden_layer_sizes' parameter of MLP"),
+        ({"hidden_layer_sizes": (0,)}, "'hidden_layer_sizes' parameter of MLP"),
+        ({"hidden_layer_sizes": (1.5,)}, "'hidden_layer_sizes' parameter of MLP"),
+        ({"activation": "step"}, "'activation' parameter of MLP"),
+    ],
+)
+def test_bad_parameters_of_mlp_are_refused(digits, params, message):
+    with pytest.raises(ValueError, match=message):
+        SigmaVAE(4, network=MLP(**params)).fit(digits)
