@@ -107,8 +107,8 @@ def fit_loader(workload, X):
             total += loss.item() * len(rows)
 
 
-def fit_skorch(workload, X):
-    """The net of skorch as it comes, only silent."""
+def fit_skorch(workload, X, **params):
+    """Fit the net of skorch as it comes, only silent; return it."""
     x, sigma = standardise(workload, X)
     net = skorch.NeuralNet(
         PlainVAE(*workload.networks(x.shape[1])),
@@ -121,8 +121,9 @@ def fit_skorch(workload, X):
         iterator_train__shuffle=True,
         train_split=None,
         verbose=0,
+        **params,
     )
-    net.fit(x.numpy(), x.numpy())
+    return net.fit(x.numpy(), x.numpy())
 
 
 def fit_pythae(workload, X):

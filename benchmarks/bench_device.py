@@ -35,11 +35,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import skorch
 import torch
-from _competitors import BARE, OURS, PlainLoss, PlainVAE, bare_step, standardise
+from _competitors import BARE, OURS, bare_step, fit_skorch, standardise
 from _report import alternate, environment, table_rows
-from _workloads import LEARNING_RATE, Workload, load_images
+from _workloads import Workload, load_images
 from threadpoolctl import threadpool_limits
 
 from sklearn_sigmavae import SigmaVAE
@@ -249,25 +248,9 @@ def epochs_ours(workload, X, **params):
     return vae.history_[:, "dur"]
 
 
-def epochs_skorch(workload, X, data_device="cpu"):
+def epochs_skorch(workload, X):
     """The net of skorch as it comes, only silent."""
-    x, sigma = standardise(workload, X)
-    net = skorch.NeuralNet(
-        PlainVAE(*workload.networks(x.shape[1])),
-        PlainLoss(sigma),
-        optimizer=torch.optim.Adam,
-        optimizer__fused=True,
-        lr=LEARNING_RATE,
-        batch_size=workload.batch_size,
-        max_epochs=workload.n_epochs,
-        iterator_train__shuffle=True,
-        train_split=None,
-        verbose=0,
-        device="cuda",
-    )
-    x = x.to(data_device)
-    net.fit(x, x)
-    return net.history[:, "dur"]
+    return fit_skorch(workload, X, device="cuda").history[:, "dur"]
 
 
 def bench_epoch(X, X_test, repeats):
@@ -288,7 +271,6 @@ def bench_epoch(X, X_test, repeats):
         f"{OURS}, with its linear path": partial(epochs_ours, linear_path=True),
         BARE: epochs_eager,
         "skorch": epochs_skorch,
-        "skorch, its data on the device": partial(epochs_skorch, data_device="cuda"),
     }
     floors = []
     for batch_size in BATCH_SIZES:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from sklearn.preprocessing import StandardScaler
+from small_vae import low_rank_rows, small_vae
 
 torch.set_num_threads(1)
 
@@ -32,6 +33,12 @@ def load():
         return StandardScaler().fit_transform(X) if standardised else X
 
     return load
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """An estimator fitted to ``low_rank_rows()``, which tests must not refit."""
+    return small_vae().fit(low_rank_rows())
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
@@ -622,10 +621,3 @@ def test_a_model_fitted_on_cuda_goes_anywhere(monkeypatch, tmp_path):
     )
     codes = np.load(tmp_path / "codes.npy")
     np.testing.assert_allclose(codes, vae.transform(X), atol=1e-4)
-
-
-@gpu
-def test_no_warning_on_cuda(monkeypatch):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit_on_cuda(monkeypatch, low_rank_rows(300), callbacks=[Asker()])

@@ -24,12 +24,6 @@ N_SAMPLES, N_FEATURES = X.shape
 NOISES = ["gaussian", "laplace", "bernoulli", GeneralizedNormalNoise(exponent=3.0)]
 
 
-@pytest.fixture(scope="module")
-def vae():
-    """A fitted estimator, which tests must not refit."""
-    return small_vae().fit(X)
-
-
 # Shapes, dtypes, values
 
 

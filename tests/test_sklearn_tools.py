@@ -31,12 +31,6 @@ X = low_rank_rows()
 N_SAMPLES, N_FEATURES = X.shape
 
 
-@pytest.fixture(scope="module")
-def vae():
-    """A fitted estimator, which tests must not refit."""
-    return small_vae().fit(X)
-
-
 # Copies
 
 
