@@ -24,6 +24,10 @@ _EVALUATED_ON_CPU = 2**21
 _EVALUATED_ELSEWHERE = 2**25
 _LEAST_WIDTH = 2**10
 
+# The same for the evaluation of a stack, where small batches stay in cache and cost
+# little, since their price is that of one call for all members.
+_EVALUATED_IN_STACK = 2**20
+
 
 class _Rows:
     """Rows of an array, in float32 and internal units when they are asked for.
@@ -170,6 +174,110 @@ class Selection(Dataset):
 
     # A row is its own target.
     y = X
+
+    @property
+    def device(self):
+        """torch.device : Where batches are."""
+        return self.rows.device
+
+    def training_batches(self, batch_size, n_components, generators):
+        """Shuffled batches; see :class:`TrainingBatches`."""
+        (generator,) = generators
+        return TrainingBatches(self, batch_size, n_components, generator)
+
+    def evaluation_batches(self, vae, n_points):
+        """Batches in order; see :class:`EvaluationBatches`."""
+        return EvaluationBatches(self, vae, n_points)
+
+
+class SelectionStack(Dataset):
+    """Selections of equal size for the members of a stack, which may share them.
+
+    Parameters
+    ----------
+    selections : list of Selection
+        Distinct selections.
+    members : list of int
+        For each member, which of them is its.
+    """
+
+    def __init__(self, selections, members):
+        self.selections = selections
+        self.members = torch.tensor(members, device=selections[0].device)
+
+    def __len__(self):
+        return len(self.selections[0])
+
+    @property
+    def device(self):
+        """torch.device : Where batches are."""
+        return self.selections[0].device
+
+    def training_batches(self, batch_size, n_components, generators):
+        """Shuffled batches, with a generator for each distinct selection."""
+        return BatchStacks(
+            self,
+            [
+                TrainingBatches(selection, batch_size, n_components, generator)
+                for selection, generator in zip(
+                    self.selections, generators, strict=True
+                )
+            ],
+        )
+
+    def evaluation_batches(self, vae, n_points):
+        """Batches in order, those of the members cut into smaller ones on the CPU."""
+        batches = [
+            EvaluationBatches(selection, vae, n_points) for selection in self.selections
+        ]
+        n_rows = None
+        if self.device.type == "cpu":
+            n_numbers = 2 * batches[0].n_pairs * len(self.members) * vae.width
+            n_rows = max(1, _EVALUATED_IN_STACK // n_numbers)
+        return BatchStacks(self, batches, n_rows)
+
+
+class BatchStacks:
+    """The batches of a stack's members, side by side.
+
+    Rows come as (n_members, n, n_features) and points as (n_members, ..., n, k), with
+    1 for n_members where all members have the same.
+
+    Parameters
+    ----------
+    dataset : SelectionStack
+        What the batches are of.
+    batches : list
+        Batches of each of the distinct selections.
+    n_rows : int or None
+        Most rows in a batch, if batches are to be cut.
+    """
+
+    def __init__(self, dataset, batches, n_rows=None):
+        self.dataset = dataset
+        self.batches = batches
+        self.n_rows = n_rows
+
+    def __len__(self):
+        return len(self.batches[0])
+
+    def __iter__(self):
+        for group in zip(*self.batches, strict=True):
+            if len(group) == 1:
+                x, eps = (tensor.unsqueeze(0) for tensor in group[0])
+            else:
+                x, eps = (
+                    torch.stack(tensors)[self.dataset.members]
+                    for tensors in zip(*group, strict=True)
+                )
+            if self.n_rows is None:
+                yield x, eps
+            else:
+                yield from zip(
+                    x.split(self.n_rows, dim=-2),
+                    eps.split(self.n_rows, dim=-2),
+                    strict=True,
+                )
 
 
 class TrainingBatches:

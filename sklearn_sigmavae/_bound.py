@@ -42,7 +42,7 @@ def bound_terms(vae, noise, x, eps, scale):
     """
     mean, log_var = vae.encode(x)
     z = mean + torch.exp(0.5 * log_var) * eps
-    kl = kl_divergence(mean, log_var).sum(1)
+    kl = kl_divergence(mean, log_var).sum(-1)
     return noise.log_prob(x, vae.decode(z), scale), kl
 
 
@@ -186,8 +186,8 @@ class NegativeBound(nn.Module):
         Parameters
         ----------
         vae : VAE
-            The module.
-        x : torch.Tensor of shape (n, *input_shape)
+            The module. For a stack, all shapes begin with n_members.
+        x : torch.Tensor of shape (n, n_features)
             Clean data.
         eps : torch.Tensor of shape (n, n_components) or (n_points, n, n_components)
             Standard normal points at which q(z|x) is evaluated.
@@ -196,23 +196,33 @@ class NegativeBound(nn.Module):
         -------
         loss : torch.Tensor of shape ()
         """
+        stacked = vae.n_stack_dims
         mean, log_var = vae.encode(x)
         std = torch.exp(0.5 * log_var)
-        location = vae.decode(torch.addcmul(mean, std, eps))
-        n_rows, n_components = mean.shape
-        n_draws = eps.numel() // n_components  # rows times points
-        if eps.ndim > mean.ndim:
-            x = x.expand_as(location)
-        x, location = x.flatten(), location.flatten()
+        n_rows = mean.shape[-2]
+        # With many points for each row, they take a dimension before that of the rows.
+        has_points = eps.ndim > mean.ndim
+        centre, spread = (
+            (mean.unsqueeze(stacked), std.unsqueeze(stacked))
+            if has_points
+            else (mean, std)
+        )
+        location = vae.decode(torch.addcmul(centre, spread, eps))
+        per_member = location.shape[stacked:]
+        n_draws = per_member[:-1].numel()  # rows times points
+        if has_points:
+            x = x.unsqueeze(stacked).expand(*x.shape[:stacked], *per_member)
+        x, location = x.flatten(stacked), location.flatten(stacked)
         scale = (
             self._batch_scale(x, location, n_rows) if self._is_learning else self.scale
         )
-        energy = self.noise.energy(x, location, scale)
-        squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std).sum()
-        weight = 0.5 * self.beta * n_draws / n_rows
-        loss = torch.add(energy, squares, alpha=weight) * (1 / n_draws)
+        energy = self.noise.energy(x, location, self._for_rows(scale))
+        squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std)
+        weight = 0.5 * self.beta * (n_draws / n_rows)
+        loss = _add_weighted(energy, squares.sum((-2, -1)), weight) * (1 / n_draws)
         if self._is_learning:
-            loss = loss + len(x) // n_draws * self.noise.log_normalizer(scale)
+            n_features = x.shape[-1] // n_draws
+            loss = loss + n_features * self.noise.log_normalizer(scale)
         return loss
 
     @property
@@ -222,10 +232,11 @@ class NegativeBound(nn.Module):
 
     def constant(self, vae):
         """What :meth:`forward` leaves out of the loss: a number, in nats."""
-        constant = self.log_volume - 0.5 * self.beta * vae.n_components
+        beta, scale = _on_host(self.beta), _on_host(self.scale)
+        constant = self.log_volume - 0.5 * beta * vae.n_components
         if not self._is_learning:
-            n_features = vae.units.scale.size
-            constant += n_features * self.noise.log_normalizer(self.scale)
+            n_features = vae.layout.n_features
+            constant = constant + n_features * self.noise.log_normalizer(scale)
         return constant
 
     @property
@@ -245,11 +256,68 @@ class NegativeBound(nn.Module):
         """Start to collect what the learned scale, if any, is computed from."""
         if self.learns_scale:
             if self.power is None:
-                self.power = torch.zeros((), dtype=torch.float32, device=device)
+                shape = torch.as_tensor(self.scale).shape
+                self.power = torch.zeros(shape, dtype=torch.float32, device=device)
             self.power.zero_()
 
     def end_epoch(self, n_rows):
         """Make the scale of the `n_rows` rows since then that of evaluations."""
         if self.learns_scale:
-            power = self.power.item() / n_rows
-            self.scale = max(self.min_scale, power ** (1 / self.noise.exponent))
+            power = self.power.cpu().double() / n_rows
+            scale = (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
+            self._set_scale(scale)
+
+    def _set_scale(self, scale):
+        self.scale = scale.item()
+
+    def _for_rows(self, scale):
+        return scale
+
+
+def _on_host(value):
+    return value.cpu().double() if torch.is_tensor(value) else value
+
+
+def _add_weighted(a, b, weight):
+    # One operation instead of two, at every step.
+    if torch.is_tensor(weight):
+        return torch.addcmul(a, b, weight)
+    return torch.add(a, b, alpha=weight)
+
+
+class NegativeBoundStack(NegativeBound):
+    """The losses of a stack's members, a tensor of shape (n_members,).
+
+    Parameters
+    ----------
+    bounds : list of NegativeBound
+        The members' own: all with the same noise, all with a learned scale or none.
+    """
+
+    def __init__(self, bounds):
+        first = bounds[0]
+        super().__init__(first.noise, None, None, None, first.min_scale)
+        del self.beta, self.scale
+        # Buffers, since they must be where the stack is.
+        self.register_buffer("beta", _float32([bound.beta for bound in bounds]))
+        has_scale = first.noise.has_scale
+        scales = _float32([bound.scale for bound in bounds]) if has_scale else None
+        self.register_buffer("scale", scales)
+        self.log_volume = torch.tensor(
+            [bound.log_volume for bound in bounds], dtype=torch.float64
+        )
+
+    @property
+    def settings(self):
+        """tuple : Numbers that the loss depends on; tensors are seen by captures."""
+        return (self.min_scale,)
+
+    def _set_scale(self, scale):
+        self.scale.copy_(scale)
+
+    def _for_rows(self, scale):
+        return None if scale is None else scale[:, None]
+
+
+def _float32(values):
+    return torch.tensor(values, dtype=torch.float32)

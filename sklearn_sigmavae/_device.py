@@ -140,8 +140,8 @@ class CapturedStep:
     Parameters
     ----------
     step : callable
-        Takes the tensors of a batch, trains on it, and returns the loss, a tensor of
-        shape (). It must not wait for the device.
+        Takes the tensors of a batch, of shape (..., n, n_features) or components,
+        trains on it, and returns the loss, a tensor. It must not wait for the device.
     batch_size : int
         Number of rows of the batches to capture.
     graph : CudaGraph
@@ -157,7 +157,7 @@ class CapturedStep:
 
     def __call__(self, *batch):
         """Take a step; return its loss."""
-        if len(batch[0]) != self.batch_size or self.graph is None:
+        if batch[0].shape[-2] != self.batch_size or self.graph is None:
             return self.step(*batch)
         if self.n_warm_up:
             self.n_warm_up -= 1
@@ -175,13 +175,13 @@ class CapturedStep:
         if self.n_warm_up:
             return self.graph.run(self.step, *batch)
         loss, waits = self.graph.run_and_watch(self.step, *batch)
+        self.loss = torch.zeros_like(loss)
         if waits:
             self._give_up(waits)
         return loss
 
     def _capture(self, batch):
         self.batch = [tensor.clone() for tensor in batch]
-        self.loss = torch.zeros((), device=batch[0].device)
         try:
             self.graph.capture(lambda: self.loss.copy_(self.step(*self.batch)))
             self.is_captured = True

@@ -1,6 +1,7 @@
 """Running a trained VAE over rows, block by block."""
 
 import math
+from contextlib import contextmanager
 from copy import deepcopy
 
 import numpy as np
@@ -16,6 +17,20 @@ _BLOCK_SIZE_ELSEWHERE = 2**24
 
 # The widest layer counts as at least this wide.
 _LEAST_WIDTH = 256
+
+
+@contextmanager
+def in_float32(vae):
+    """Context in which a module computes in float32, for data in float64 too.
+
+    It is twice as fast, and as exact as what compares models needs.
+    """
+    before = vae.takes_float64
+    vae.takes_float64 = False
+    try:
+        yield
+    finally:
+        vae.takes_float64 = before
 
 
 def run_in_blocks(vae, function, X, n_points=1):

@@ -195,7 +195,15 @@ class VAE(nn.Module):
         Most numbers that a layer makes of one row or code.
     takes_float64 : bool
         Whether encoder and decoder can be cast to float64.
+
+    Attributes
+    ----------
+    n_stack_dims : int
+        Leading dimensions of all tensors that tell the members of a stack apart: none
+        here, see :class:`~sklearn_sigmavae._stack.VAEStack`.
     """
+
+    n_stack_dims = 0
 
     def __init__(
         self, encoder, decoder, units, layout, n_components, width, takes_float64
@@ -212,7 +220,7 @@ class VAE(nn.Module):
     def encode(self, x):
         """Mean and log-variance of q(z|x), each of shape (n, n_components)."""
         # Of the dtype of x, also where autocast computes in another.
-        return self.encoder(x).to(x.dtype).chunk(2, dim=1)
+        return self.encoder(x).to(x.dtype).chunk(2, dim=-1)
 
     def decode(self, z):
         """Locations for codes of shape (..., n_components), any leading dimensions."""

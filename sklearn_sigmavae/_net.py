@@ -13,7 +13,6 @@ from skorch.callbacks import Callback
 from skorch.utils import TeeGenerator
 
 from . import _device
-from ._batches import EvaluationBatches, TrainingBatches
 from ._device import CapturedStep, autocast, matmul_precision
 
 # The fused variants update all parameters in one call. Adam's eps is far below any
@@ -46,8 +45,9 @@ class BoundNet(NeuralNet):
         The module to train.
     criterion : NegativeBound
         The loss.
-    seed : int
-        Seed of the order of the rows and of the draws from q(z|x).
+    seed : int or tuple of int
+        Seed of the order of the rows and of the draws from q(z|x); of a stack, one for
+        each distinct selection of rows.
     one_cycle : bool
         Whether the learning rate warms up to ``lr`` and falls to zero, or is constant.
     structure : dict
@@ -89,9 +89,9 @@ class BoundNet(NeuralNet):
 
         Parameters
         ----------
-        selection : Selection
+        selection : Selection or SelectionStack
             Rows to train on.
-        held_out : Selection or None
+        held_out : Selection, SelectionStack or None
             Held-out rows, whose loss is recorded.
         """
         datasets = selection, held_out
@@ -105,12 +105,13 @@ class BoundNet(NeuralNet):
     @contextmanager
     def _run_state(self, selection):
         """Context with what one run of training alone needs."""
-        device = selection.rows.device
+        device = selection.device
         on_device = (
             torch.cuda.device(device) if device.type == "cuda" else nullcontext()
         )
         self.parameters_ = list(self.module_.parameters())
-        self.generator_ = torch.Generator(device).manual_seed(self.seed)
+        seeds = np.atleast_1d(self.seed).tolist()
+        self.generators_ = [torch.Generator(device).manual_seed(seed) for seed in seeds]
         self.watches_batches_ = any(
             getattr(type(callback), hook) is not getattr(Callback, hook)
             for _, callback in self.callbacks_
@@ -132,7 +133,7 @@ class BoundNet(NeuralNet):
         try:
             with (
                 _watch_for_sigint() as self.interrupts_,
-                isolated_rng(self.seed),
+                isolated_rng(seeds[0]),
                 on_device,
             ):
                 yield
@@ -140,7 +141,7 @@ class BoundNet(NeuralNet):
             # Some of it cannot be pickled, and gradients are as large as weights.
             for parameter in self.parameters_:
                 parameter.grad = None
-            del self.parameters_, self.generator_, self.scheduler_, self.step_
+            del self.parameters_, self.generators_, self.scheduler_, self.step_
             del self.watches_batches_, self.interrupts_
             del self.captures_, self.rates_
             del self.captured_settings_, self.captured_state_
@@ -167,7 +168,7 @@ class BoundNet(NeuralNet):
         settings.append(self.criterion_.settings)
         for i, group in enumerate(self.optimizer_.param_groups):
             if i == len(self.rates_):
-                device = self.generator_.device
+                device = self.generators_[0].device
                 self.rates_.append(torch.zeros((), dtype=torch.float32, device=device))
             # A graph reads the learning rate from where it was at its capture.
             if group["lr"] is not self.rates_[i]:
@@ -210,8 +211,8 @@ class BoundNet(NeuralNet):
         """Batches of a dataset, shuffled in training."""
         if training:
             k = self.module_.n_components
-            return TrainingBatches(dataset, self.batch_size, k, self.generator_)
-        return EvaluationBatches(dataset, self.module_, _VALIDATION_POINTS)
+            return dataset.training_batches(self.batch_size, k, self.generators_)
+        return dataset.evaluation_batches(self.module_, _VALIDATION_POINTS)
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         """Run an epoch, reading its loss out once, unless a callback sees batches."""
@@ -219,21 +220,24 @@ class BoundNet(NeuralNet):
             return
         self._set_training(training)
         if training:
-            self.criterion_.begin_epoch(iterator.dataset.rows.device)
+            self.criterion_.begin_epoch(iterator.dataset.device)
             if self.captures_:
                 self._renew_capture(len(iterator.dataset))
         if self.watches_batches_:
             step_fn = self._for_callbacks(step_fn)
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
         else:
-            loss = self._mean_loss(iterator, step_fn)
-            self.history.new_batch()
-            self.history.record_batch(prefix + "_loss", loss)
-            self.history.record_batch(prefix + "_batch_size", len(iterator.dataset))
-            self.history.record(prefix + "_batch_count", len(iterator))
+            self.record_epoch(prefix, self._mean_loss(iterator, step_fn), iterator)
         if training:
-            self._check_finite(self.history[-1, "batches", :, prefix + "_loss"])
+            self.check_finite(self.history[-1, "batches", :, prefix + "_loss"])
             self.criterion_.end_epoch(len(iterator.dataset))
+
+    def record_epoch(self, prefix, loss, iterator):
+        """Record the loss of an epoch as that of one large batch."""
+        self.history.new_batch()
+        self.history.record_batch(prefix + "_loss", loss)
+        self.history.record_batch(prefix + "_batch_size", len(iterator.dataset))
+        self.history.record(prefix + "_batch_count", len(iterator))
 
     def train_step(self, batch, **fit_params):
         """Take one optimisation step."""
@@ -248,7 +252,8 @@ class BoundNet(NeuralNet):
             parameter.grad = None
         with autocast(self.device, self.precision):
             loss = self.criterion_(self.module_, x, eps)
-        loss.backward()
+        # The members of a stack share nothing: each has the gradient of its own loss.
+        loss.backward(torch.ones_like(loss) if loss.ndim else None)
         if self.watches_batches_:
             parameters = TeeGenerator(self.get_all_learnable_params())
             self.notify(
@@ -283,7 +288,10 @@ class BoundNet(NeuralNet):
         return step
 
     def validation_loss(self, dataset):
-        """Mean loss of a dataset at the present weights, in nats."""
+        """Mean loss of a dataset at the present weights, in nats.
+
+        A float; for a stack, an array of shape (n_members,).
+        """
         self._set_training(False)
         return self._mean_loss(self.get_iterator(dataset), self.validation_step)
 
@@ -291,9 +299,10 @@ class BoundNet(NeuralNet):
         losses, sizes = [], []
         for batch in batches:
             losses.append(step_fn(batch)["loss"])
-            sizes.append(len(batch[0]))
-        mean = np.average(torch.stack(losses).tolist(), weights=sizes)
-        return float(mean) + self._constant
+            sizes.append(batch[0].shape[-2])
+        mean = np.average(torch.stack(losses).tolist(), axis=0, weights=sizes)
+        loss = mean + np.asarray(self._constant)
+        return loss if loss.ndim else float(loss)
 
     @property
     def _constant(self):
@@ -301,29 +310,39 @@ class BoundNet(NeuralNet):
 
     def learn_scale(self, selection):
         """Set the learned scale to the maximum-likelihood one over rows."""
+        self.criterion_.begin_epoch(selection.device)
+        self._set_training(False)
         self.criterion_.train()
-        self.criterion_.begin_epoch(selection.rows.device)
-        with torch.no_grad():
-            for x, eps in EvaluationBatches(selection, self.module_, _SCALE_POINTS):
+        with torch.no_grad(), matmul_precision(self.device):
+            for x, eps in selection.evaluation_batches(self.module_, _SCALE_POINTS):
                 self.criterion_(self.module_, x, eps)
         self.criterion_.eval()
         self.criterion_.end_epoch(len(selection))
 
-    def _check_finite(self, losses):
-        if not all(map(math.isfinite, losses)):
-            raise ValueError(
-                f"Training diverged: the loss is no longer finite in epoch "
-                f"{len(self.history)}. Lower learning_rate (now {self.lr:g}), or raise "
-                "sigma or batch_size; if that does not help, look for outliers in X."
-            )
+    def check_finite(self, losses):
+        """Raise ``ValueError`` unless the losses of a member are finite."""
+        if not np.isfinite(losses).all(axis=0).any():
+            raise divergence_error(len(self.history), self.lr)
 
 
 class StopTraining(Exception):
     """Raised by a callback, ends the training and keeps what it reached."""
 
 
+def divergence_error(epoch, learning_rate):
+    """The error that tells that the loss is no longer finite."""
+    return ValueError(
+        f"Training diverged: the loss is no longer finite in epoch {epoch}. Lower "
+        f"learning_rate (now {learning_rate:g}), or raise sigma or batch_size; if that "
+        "does not help, look for outliers in X."
+    )
+
+
 class KeepBest(Callback):
     """Ends with the weights of the best held-out loss, the start's included.
+
+    The members of a stack each have their own best, and their own end: the training
+    goes on until the last of them stops, which leaves the others as they are.
 
     Parameters
     ----------
@@ -339,25 +358,26 @@ class KeepBest(Callback):
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Evaluate the start."""
-        self._best_loss = net.validation_loss(X[1])
-        if math.isnan(self._best_loss):
-            self._best_loss = math.inf
+        loss = np.asarray(net.validation_loss(X[1]))
+        self._best_loss = np.where(np.isnan(loss), math.inf, loss)
         self._reference = self._best_loss
-        self._misses = 0
-        self._keep(net)
+        self._misses = np.zeros(loss.shape, dtype=int)
+        self.n_epochs_ = np.zeros(loss.shape, dtype=int)
+        self._weights = deepcopy(net.module_.state_dict())
 
     def on_epoch_end(self, net, **kwargs):
         """Keep the weights if they are the best, stop if none were for long."""
-        loss = net.history[-1, "valid_loss"]
-        if loss < self._best_loss:
-            self._best_loss = loss
-            self._keep(net)
-        if loss < self._reference - self.tol:
-            self._reference = loss
-            self._misses = 0
-        else:
-            self._misses += 1
-        if self._misses == self.patience:
+        loss = np.asarray(net.history[-1, "valid_loss"])
+        runs = self._runs
+        self.n_epochs_ = self.n_epochs_ + runs
+        improved = runs & (loss < self._best_loss)
+        self._best_loss = np.where(improved, loss, self._best_loss)
+        if improved.any():
+            self._keep(net, improved)
+        counts = loss < self._reference - self.tol
+        self._reference = np.where(counts, loss, self._reference)
+        self._misses = np.where(runs & counts, 0, self._misses + 1)
+        if not self._runs.any():
             raise StopTraining
 
     def on_train_end(self, net, **kwargs):
@@ -365,8 +385,25 @@ class KeepBest(Callback):
         net.module_.load_state_dict(self._weights)
         del self._weights
 
-    def _keep(self, net):
-        self._weights = deepcopy(net.module_.state_dict())
+    @property
+    def any_has_ended(self):
+        """bool : Whether a member of the stack has run out of patience."""
+        return not self._runs.all()
+
+    @property
+    def _runs(self):
+        if self.patience is None:
+            return np.ones(self._misses.shape, dtype=bool)
+        return self._misses < self.patience
+
+    def _keep(self, net, improved):
+        state = net.module_.state_dict()
+        if improved.all():
+            self._weights = deepcopy(state)
+            return
+        for name, value in state.items():
+            members = torch.from_numpy(improved).to(value.device)
+            self._weights[name][members] = value[members]
 
 
 class ProgressBar(Callback):

@@ -100,47 +100,34 @@ class PrincipalAxes:
         return self.residual / free if free > 0 else 0.0
 
 
-def start_at_pca(vae, x, noise, scale, beta, min_scale, seed):
+def start_at_pca(vae, axes, noise, scale, beta, min_scale):
     """Put the closed form into the linear paths of a VAE.
-
-    Noise without a scale has no closed form: there the decoder starts at the mean of
-    the data, and all else stays random.
 
     Parameters
     ----------
     vae : VAE
         Module whose encoder and decoder have a linear path.
-    x : ndarray of shape (n_samples, n_features)
-        Training data in internal units.
+    axes : PrincipalAxes
+        Of the training data, as many as there are components or rows allow.
     noise : NoiseModel
-        The noise model.
+        The noise model; it has a scale.
     scale : float or None
         Scale of the noise, in internal units; None for that of maximum likelihood.
     beta : float
         Weight of the KL term.
     min_scale : float
         Least scale of maximum likelihood.
-    seed : int
-        Seed of randomised solvers.
 
     Returns
     -------
-    scale : float or None
+    scale : float
         Scale of the noise, in internal units.
     """
-    if not noise.has_scale:
-        mean = noise.location_of_mean(x.mean(axis=0, dtype=np.float64))
-        with torch.no_grad():
-            vae.decoder.linear.bias.copy_(torch.from_numpy(mean))
-        return None
-    # tau / (variance of the noise); for other exponents than 2 this respects the
-    # equivalence of beta and sigma, and makes a good start.
-    ratio = beta ** (2 / noise.exponent)
-    axes = PrincipalAxes.of_data(x, vae.n_components, seed)
     if scale is None:
-        variance = axes.noise_variance_mle(x.shape[1], ratio)
+        ratio = noise_variance(noise, 1.0, beta) / noise.variance_factor
+        variance = axes.noise_variance_mle(vae.layout.n_features, ratio)
         scale = max(min_scale, np.sqrt(variance / noise.variance_factor))
-    tau = ratio * noise.variance_factor * scale**2
+    tau = noise_variance(noise, scale, beta)
     if not axes.in_use(tau).any():
         _warn_all_dead(axes.eigenvalues[0], tau, scale, beta, vae.units)
     encoder, log_var, decoder = axes.start(tau, vae.n_components)
@@ -153,6 +140,42 @@ def start_at_pca(vae, x, noise, scale, beta, min_scale, seed):
     vae.encoder.close()
     vae.decoder.close()
     return float(scale)
+
+
+def noise_variance(noise, scale, beta):
+    """The tau of the linear optimum.
+
+    For other exponents than 2 it respects the equivalence of beta and sigma, and makes
+    a good start.
+    """
+    return beta ** (2 / noise.exponent) * noise.variance_factor * scale**2
+
+
+def move_along_pca(vae, axes, tau, new_tau):
+    """Move the linear paths of a VAE by what the closed form moves between two tau."""
+    changes = (
+        torch.from_numpy(new - old).to(vae.device, torch.float32)
+        for new, old in zip(
+            axes.start(new_tau, vae.n_components),
+            axes.start(tau, vae.n_components),
+            strict=True,
+        )
+    )
+    encoder, decoder = vae.encoder, vae.decoder
+    parameters = encoder.linear.weight, encoder.log_var, decoder.linear.weight
+    with torch.no_grad():
+        for parameter, change in zip(parameters, changes, strict=True):
+            parameter.add_(change)
+
+
+def start_at_mean(vae, noise, mean):
+    """Let the decoder of a VAE start at the mean of the data, in internal units.
+
+    Noise without a scale has no closed form: all else stays random.
+    """
+    with torch.no_grad():
+        location = noise.location_of_mean(mean)
+        vae.decoder.linear.bias.copy_(torch.from_numpy(location))
 
 
 def _warn_all_dead(eigenvalue, tau, scale, beta, units):

@@ -30,7 +30,8 @@ from ._bound import (
 from ._device import PRECISIONS
 from ._inference import decode_in_blocks, run_in_blocks
 from ._net import OPTIMIZERS
-from ._training import train_net
+from ._start import TrainingData
+from ._training import ONE_EPOCH, Plan, train_net
 from ._validation import (
     as_samples,
     check_sample_shape,
@@ -348,19 +349,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         continues = self.warm_start and self.__sklearn_is_fitted__()
         with self._unchanged_on_failure():
             vars(self).pop("_random_state", None)
-            X, layout = self._check_new(X, continues, ensure_min_samples=2)
-            if X_val is not None:
-                X_val = self._check_rows(X_val, layout, name="X_val")
-            self._train(
-                X,
-                X_val,
-                layout=layout,
-                continues=continues,
-                random_state=check_random_state(self.random_state),
-                epochs=self.max_iter,
-                schedule="constant" if self.warm_start else self.lr_schedule,
-                early_stopping=self.early_stopping,
-            )
+            data = self._check_training_data(X, X_val, continues=continues)
+            random_state = check_random_state(self.random_state)
+            self._train(data, random_state, Plan.of_fit(self), continues)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -393,18 +384,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             # scikit-learn's decorator does it before the first call only.
             self._validate_params()
             minimum = 1 if continues else 2
-            X, layout = self._check_new(X, continues, ensure_min_samples=minimum)
+            data = self._check_training_data(X, continues=continues, minimum=minimum)
             if not hasattr(self, "_random_state"):
                 self._random_state = check_random_state(self.random_state)
-            self._train(
-                X,
-                layout=layout,
-                continues=continues,
-                random_state=self._random_state,
-                epochs=1,
-                schedule="constant",
-                early_stopping=False,
-            )
+            self._train(data, self._random_state, ONE_EPOCH, continues)
         return self
 
     # Inference
@@ -608,15 +591,18 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "sklearn_sigmavae.{estimator_name}.html"
     )
 
-    def _check_new(self, X, continues, **kwargs):
-        """Training data as rows, and the layout of their samples."""
+    def _check_training_data(self, X, X_val=None, *, continues=False, minimum=2):
         if continues:
             layout = self.module_.layout
-            return self._check_rows(X, layout, **kwargs), layout
-        X = self._check_array(X, reset=True, **kwargs)
-        layout = resolve_layout(X.shape[1:], self.image_shape, self.channels_first)
-        self.n_features_in_ = layout.n_features
-        return layout.to_rows(X), layout
+            X = self._check_rows(X, layout, ensure_min_samples=minimum)
+        else:
+            X = self._check_array(X, reset=True, ensure_min_samples=minimum)
+            layout = resolve_layout(X.shape[1:], self.image_shape, self.channels_first)
+            self.n_features_in_ = layout.n_features
+            X = layout.to_rows(X)
+        if X_val is not None:
+            X_val = self._check_rows(X_val, layout, name="X_val")
+        return TrainingData(X, X_val, layout)
 
     def _check_rows(self, X, layout, name="X", **kwargs):
         """Data as rows of samples of the shape that was fitted."""
@@ -662,11 +648,21 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             x = self.noise_.sample(location, self._internal_scale, noise_from)
         return self.module_.layout.to_samples(self.module_.units.to_data(x))
 
-    def _train(self, X, X_val=None, *, layout, continues, **run):
+    def _train(self, data, random_state, plan, continues):
         previous = self.net_ if continues else None
         # Also under a caller's torch.no_grad() or torch.inference_mode().
         with torch.inference_mode(False), torch.enable_grad():
-            net = train_net(self, X, X_val, layout, previous=previous, **run)
+            net = train_net(self, data, random_state, plan, previous)
+        self._adopt(net)
+
+    def _adopt(self, net, like=None):
+        """Make a trained net's model that of this estimator.
+
+        What the data had for features, an estimator tells that has seen it.
+        """
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(like, name):
+                setattr(self, name, getattr(like, name))
         criterion, units = net.criterion_, net.module_.units
         self.net_ = net
         self.noise_ = criterion.noise

@@ -240,3 +240,29 @@ def check_callbacks(callbacks):
                 "The 'callbacks' parameter of SigmaVAE must hold skorch callbacks, or "
                 f"pairs of a name and one. Got {item!r} instead."
             )
+
+
+def check_splits(splits):
+    """Pairs of training and test rows, as arrays of indices.
+
+    Raises
+    ------
+    ValueError
+        If there are none, or one leaves too few rows to train on or to score.
+    """
+    checked = []
+    for i, split in enumerate(splits):
+        train, test = (
+            np.flatnonzero(rows) if np.asarray(rows).dtype == bool else np.asarray(rows)
+            for rows in split
+        )
+        if len(train) < 2 or len(test) < 1:
+            raise ValueError(
+                f"Split {i} of 'cv' has {len(train)} training and {len(test)} test "
+                "rows, but SigmaVAE needs at least 2 to train on and 1 to score. Use "
+                "fewer splits, or more data."
+            )
+        checked.append((train, test))
+    if not checked:
+        raise ValueError("'cv' makes no splits. Was its iterator used up before?")
+    return checked

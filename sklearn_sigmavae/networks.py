@@ -285,7 +285,7 @@ class LinearPathEncoder(_LinearPath):
 
     def forward(self, x):
         mean = self.linear(x)
-        linear = torch.cat([mean, self.log_var.expand_as(mean)], dim=1)
+        linear = torch.cat([mean, self.log_var.expand_as(mean)], dim=-1)
         return self.add_network(linear, x)
 
 

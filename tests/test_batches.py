@@ -5,7 +5,7 @@ import pytest
 import torch
 from small_vae import low_rank_rows, same_weights, small_vae, weights
 
-from sklearn_sigmavae import SigmaVAE, _training
+from sklearn_sigmavae import SigmaVAE, _start
 from sklearn_sigmavae._batches import (
     EvaluationBatches,
     HostRows,
@@ -111,13 +111,13 @@ def test_large_data_starts_from_some_of_its_rows(monkeypatch):
     A = low_rank_rows(2000, 20, rank=3)
     params = {"n_components": 3, "sigma": 0.3, "max_iter": 0, "random_state": 0}
     of_all = SigmaVAE(**params).fit(A)
-    monkeypatch.setattr(_training, "NUMBERS_FOR_START", 20 * 600)
+    monkeypatch.setattr(_start, "NUMBERS_FOR_START", 20 * 600)
     of_some = SigmaVAE(**params).fit(A)
     loss = of_all.score(A) - of_some.score(A)
     # As a fit of 60 or so numbers to 600 of 2000 rows goes.
     assert 0 < loss < 0.2
     again = SigmaVAE(**params).fit(A)
     assert same_weights(weights(of_some), weights(again))
-    monkeypatch.setattr(_training, "NUMBERS_FOR_START", 20)
+    monkeypatch.setattr(_start, "NUMBERS_FOR_START", 20)
     # 24 rows, eight for each component.
     assert np.isfinite(SigmaVAE(**params).fit(A).score(A))

@@ -233,10 +233,10 @@ def test_captured_step_keeps_batches_and_losses_apart():
         return (x * eps).sum()
 
     captured = CapturedStep(step, batch_size=2, graph=TwinOfGraph())
-    batches = [torch.full((2,), float(i)) for i in range(6)]
-    losses = [captured(x, torch.ones(2)) for x in batches]
+    batches = [torch.full((2, 1), float(i)) for i in range(6)]
+    losses = [captured(x, torch.ones(2, 1)) for x in batches]
     assert [loss.item() for loss in losses] == [0, 2, 4, 6, 8, 10]
-    assert captured(torch.ones(1), torch.ones(1)).item() == 1
+    assert captured(torch.ones(1, 1), torch.ones(1, 1)).item() == 1
     # The caller's tensors are read, not written.
     assert [x[0].item() for x in batches] == [0, 1, 2, 3, 4, 5]
 
@@ -494,7 +494,7 @@ def test_data_trains_the_same_wherever_it_lies(monkeypatch, dtype):
 
 @gpu
 def test_dropout_draws_anew_at_each_replay():
-    x = torch.ones(64, device="cuda")
+    x = torch.ones(64, 1, device="cuda")
     step = CapturedStep(
         lambda x: nn.functional.dropout(x, 0.5).sum(), 64, _device.CudaGraph()
     )
