@@ -385,6 +385,7 @@ class Evaluation:
                         _check_fit_data(estimators[i], X, **fit_params),
                         estimators[i],
                     )
+                    by_split[split][0].is_shared = True
                 random_state = check_random_state(estimators[i].random_state)
                 starts[i] = prepare(estimators[i], by_split[split][0], random_state)
                 starts[i].vae.takes_float64 = False

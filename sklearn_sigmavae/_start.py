@@ -56,7 +56,14 @@ class TrainingData:
         Held-out data.
     layout : Layout
         What networks see of a row.
+
+    Attributes
+    ----------
+    is_shared : bool
+        Whether there are several fits, whose networks are of one architecture.
     """
+
+    is_shared = False
 
     def __init__(self, X, X_val, layout):
         self.X = X
@@ -87,6 +94,19 @@ class TrainingData:
         """Mean in internal units."""
         x = _rows_for_start(self.X, units, n_components, seed)
         return x.mean(axis=0, dtype=np.float64)
+
+    def networks(self, params, seed):
+        """New networks."""
+
+        def compute():
+            return make_networks(params, self.layout, seed)
+
+        # To copy them is faster than to try them out again.
+        return (
+            deepcopy(self._once(("networks", seed), compute))
+            if self.is_shared
+            else compute()
+        )
 
     def rows(self, units, device):
         """All training rows, where training gets at them best."""
@@ -212,7 +232,7 @@ def _start(params, data, noise, learns_sigma, seed):
         sigma, relative = check_sigma(params.sigma, layout)
         units = data.units(relative)
         scale = internal_scale(sigma, units)
-    encoder, decoder, width, takes_float64 = make_networks(params, layout, seed)
+    encoder, decoder, width, takes_float64 = data.networks(params, seed)
     vae = VAE(encoder, decoder, units, layout, k, width, takes_float64).float()
     if params.init == "pca" and noise.has_scale:
         axes = data.axes(units, k, seed)

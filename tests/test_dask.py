@@ -13,7 +13,7 @@ import torch
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from small_vae import low_rank_rows, same_weights, small_vae, weights
 
-from sklearn_sigmavae import GeneralizedNormalNoise
+from sklearn_sigmavae import BatchedGridSearchCV, GeneralizedNormalNoise, sigma_path
 
 pytest.importorskip("distributed")
 pytest.importorskip("joblib", minversion="1.3", reason="joblib.parallel_config")
@@ -94,6 +94,32 @@ def test_a_search_on_the_cluster_finds_what_one_process_finds(client):
     assert np.array_equal(metric(one, "score"), metric(many, "score"))
     assert one.best_index_ == many.best_index_
     assert same_weights(weights(one.best_estimator_), weights(many.best_estimator_))
+
+
+def test_stacks_on_the_cluster_find_what_they_find_here(client):
+    grid = {"sigma": [0.1, 0.3, 1.0], "n_components": [1, 2]}
+    here = BatchedGridSearchCV(small_vae(), grid).fit(X)
+    there = BatchedGridSearchCV(
+        small_vae(), grid, scoring=score_and_process, refit="score", n_jobs=2
+    )
+    with joblib.parallel_config(backend="dask"):
+        there.fit(X)
+    assert os.getpid() not in metric(there, "pid")
+    np.testing.assert_allclose(
+        there.cv_results_["mean_test_score"],
+        here.cv_results_["mean_test_score"],
+        rtol=1e-5,
+    )
+    assert there.best_params_ == here.best_params_
+
+
+def test_a_path_on_the_cluster_is_that_of_one_process(client):
+    params = {"estimator": small_vae(), "cv": 3, "max_iter": 2}
+    here = sigma_path(X, [1.0, 0.5, 0.25], **params)
+    with joblib.parallel_config(backend="dask"):
+        there = sigma_path(X, [1.0, 0.5, 0.25], n_jobs=2, **params)
+    np.testing.assert_allclose(there.test_scores, here.test_scores, rtol=1e-5)
+    np.testing.assert_allclose(there.kl, here.kl, rtol=1e-5)
 
 
 def test_a_search_within_a_search_on_the_cluster(client):
