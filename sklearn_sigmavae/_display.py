@@ -333,7 +333,7 @@ class SigmaPathDisplay:
             color=GREY,
             markerfacecolor="none",
             markersize=11,
-            label=f"Best score, σ = {self.best_sigma:.3g}",
+            label=f"Best σ by score: {self.best_sigma:.3g}",
         )
 
 

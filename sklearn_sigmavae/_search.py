@@ -27,7 +27,7 @@ from sklearn.utils.validation import _check_method_params, _num_samples
 from ._device import DATA_FRACTION
 from ._progress import MovesBar, progress
 from ._sigma_vae import SigmaVAE
-from ._stack import NotStackableError, stack_modules
+from ._stack import NotStackableError, stack_networks
 from ._start import make_networks, prepare
 from ._training import Plan, train_stack
 from ._validation import as_samples, check_sigma, check_splits, resolve_device
@@ -515,8 +515,7 @@ def _limit(estimator, layout):
         return "an optimizer of your own may mix the members of a stack", 1
     networks = make_networks(estimator, layout, seed=0)
     try:
-        for network in networks[:2]:
-            stack_modules([network])
+        stack_networks([networks[:2]])
     except NotStackableError as error:
         return str(error), 1
     device = resolve_device(estimator.device)

@@ -105,18 +105,25 @@ def stack_modules(modules):
     NotStackableError
         If there is a kind of layer in them for which no stack is known.
     """
-    kind = type(modules[0])
-    # Hooks and frozen weights are a member's own affair.
-    plain = all(
-        parameter.requires_grad for parameter in modules[0].parameters()
-    ) and not any(module._forward_hooks for module in modules[0].modules())
-    if kind not in _STACKS or not plain:
+    first = modules[0]
+    if type(first) not in _STACKS:
         raise NotStackableError(
-            f"its networks have layers of type {kind.__name__}"
-            if plain
-            else "its networks have frozen weights or hooks"
+            f"its networks have layers of type {type(first).__name__}"
         )
-    return _STACKS[kind](modules)
+    every_use = list(first.named_parameters(remove_duplicate=False))
+    if len(every_use) > len(list(first.parameters())):
+        raise NotStackableError("its networks share weights between layers")
+    if not all(parameter.requires_grad for _, parameter in every_use):
+        raise NotStackableError("its networks have frozen weights")
+    if any(module._forward_hooks for module in first.modules()):
+        raise NotStackableError("its networks have hooks")
+    return _STACKS[type(first)](modules)
+
+
+def stack_networks(pairs):
+    """Stacks of encoders and of decoders; see :func:`stack_modules`."""
+    # Both at once, since they may share weights.
+    return stack_modules([nn.Sequential(*pair) for pair in pairs])
 
 
 class VAEStack(VAE):
@@ -133,8 +140,7 @@ class VAEStack(VAE):
     def __init__(self, members):
         first = members[0]
         super().__init__(
-            stack_modules([vae.encoder for vae in members]),
-            stack_modules([vae.decoder for vae in members]),
+            *stack_networks([(vae.encoder, vae.decoder) for vae in members]),
             first.units,
             first.layout,
             first.n_components,

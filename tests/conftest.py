@@ -1,5 +1,7 @@
 """Shared data, and one thread: two test processes run beside each other."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,12 @@ def pytest_runtest_setup(item):
     """Skip tests of CUDA where there is none."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heeds_ctrl_c():
+    # Shells let their background jobs ignore it, and some tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,12 @@ from torch import nn
 from sklearn_sigmavae import GeneralizedNormalNoise
 from sklearn_sigmavae._batches import SelectionStack
 from sklearn_sigmavae._bound import NegativeBoundStack
-from sklearn_sigmavae._stack import NotStackableError, VAEStack, stack_modules
+from sklearn_sigmavae._stack import (
+    NotStackableError,
+    VAEStack,
+    stack_modules,
+    stack_networks,
+)
 from sklearn_sigmavae._start import prepare
 from sklearn_sigmavae._training import Plan, train_stack
 from sklearn_sigmavae.networks import ACTIVATIONS
@@ -645,3 +650,11 @@ def test_members_see_the_batches_that_they_would_see_alone(members):
             j = i if len(x) > 1 else 0
             assert torch.equal(x[j], alone[which][step][0])
             assert torch.equal(eps[j], alone[which][step][1])
+
+
+def test_shared_weights_are_not_stacked():
+    layer = nn.Linear(4, 4)
+    with pytest.raises(NotStackableError, match="share weights"):
+        stack_modules([nn.Sequential(layer, nn.Tanh(), layer)])
+    with pytest.raises(NotStackableError, match="share weights"):
+        stack_networks([(nn.Sequential(layer), nn.Sequential(nn.Tanh(), layer))])
