@@ -26,7 +26,7 @@ _LEAST_WIDTH = 2**10
 
 # The same for the evaluation of a stack, where small batches stay in cache and cost
 # little, since their price is that of one call for all members.
-_EVALUATED_IN_STACK = 2**19
+_EVALUATED_IN_STACK = 2**18
 
 
 class _Rows:

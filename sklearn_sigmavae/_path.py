@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -33,7 +34,7 @@ LEAST_KL = 1.0
 
 
 # Training rows, at most, that rates and distortions are means over.
-ROWS_TO_SHOW = 1000
+ROWS_TO_SHOW = 500
 
 
 class PowerLaw(NamedTuple):
@@ -76,7 +77,7 @@ class SigmaPath:
     kl : ndarray of shape (n_sigmas,)
         KL divergence of the posterior from the prior, in nats per row: the rate. Like
         the next two it is a mean over the held-out rows ``X_val``, or without them over
-        at most 1000 of the training rows, evenly chosen.
+        at most 500 of the training rows, evenly chosen.
     distortion : ndarray of shape (n_sigmas,)
         Error of the reconstruction from a draw of the posterior: for Gaussian noise the
         sum of squares over features, for other noise that of powers with its exponent.
@@ -231,9 +232,8 @@ def sigma_path(
     max_iter : int, default=5
         Number of epochs at each scale.
     n_jobs : int, default=None
-        With 2 the models of all of `X` and those of the folds, which train as one
-        stack, follow their paths in a process each. More help only where folds differ
-        in size by more than a row. On a cluster: ``joblib.parallel_config``.
+        Number of processes. They share out the folds, of which each trains its part as
+        one stack. On a cluster: ``joblib.parallel_config``.
 
     Returns
     -------
@@ -279,17 +279,25 @@ def sigma_path(
     axes = whole.axes(units, estimator.n_components, seed=0)
     # Tau, in units of the data, at sigma = 1.
     tau = noise_variance(noise, 1.0, estimator.beta)
-    eigenvalues = axes.eigenvalues * units.scale[0] ** 2
+    with np.errstate(over="ignore", under="ignore"):
+        variance = units.scale[0] ** 2
+    if not 0 < variance < np.inf:
+        raise ValueError(
+            f"The variance of X, whose scale is {units.scale[0]:.2g}, leaves the range "
+            "of float64. Rescale X."
+        )
+    eigenvalues = axes.eigenvalues * variance
     sigmas = _check_sigmas(sigmas, np.sqrt(eigenvalues[0] / tau), n_sigmas, eps)
     splits = [] if cv is None else check_splits(check_cv(cv).split(X))
     shown = as_samples(X_val)
     if X_val is None:
         step = math.ceil(len(whole.X) / ROWS_TO_SHOW)
         shown = _safe_indexing(X, np.arange(0, len(whole.X), step))
-    groups = [([whole], [shown], [None]), *_folds(estimator, X, splits)]
+    n_processes = effective_n_jobs(n_jobs)
+    groups = [([whole], [shown], [None]), *_folds(estimator, X, splits, n_processes)]
     n_epochs = max_iter * len(sigmas)
     parallel = Parallel(n_jobs=n_jobs)
-    in_process = effective_n_jobs(n_jobs) == 1
+    in_process = n_processes == 1
     with progress(n_epochs * (1 + len(splits)), estimator.verbose, "sigma_path") as bar:
         (models, of_whole), *of_folds = parallel(
             delayed(_follow)(estimator, data, rows, sigmas, bar if in_process else None)
@@ -301,7 +309,7 @@ def sigma_path(
     kl, score = of_whole[:, 0].T
     test_scores = np.empty((len(sigmas), len(splits))) if splits else None
     for (_, found), (*_, folds) in zip(of_folds, groups[1:], strict=True):
-        test_scores[:, folds] = found[:, :, 1]
+        test_scores[:, list(folds)] = found[:, :, 1]
     # The bound, solved for the distortion.
     constants = [noise.log_normalizer(sigma) for sigma in sigmas]
     energy = -score - kl - whole.layout.n_features * np.array(constants)
@@ -313,27 +321,29 @@ def sigma_path(
         score=score,
         test_scores=test_scores,
         eigenvalues=eigenvalues,
-        total_variance=float(eigenvalues.sum() + axes.residual * units.scale[0] ** 2),
+        total_variance=float(eigenvalues.sum() + axes.residual * variance),
         noise_variance=tau * sigmas**2,
     )
 
 
-def _folds(estimator, X, splits):
-    """Training data, test rows and numbers of folds, those of equal size together.
+def _folds(estimator, X, splits, n_processes):
+    """Training data, test rows and numbers of folds that train as one stack.
 
-    So that all folds of the usual splitters train as one stack, a row is left out where
-    others have one less.
+    They are of equal size; to make them so for the usual splitters a row is left out
+    where others have one less. Each process gets its share.
     """
     sizes = [len(train) for train, _ in splits]
     if splits and max(sizes) == min(sizes) + 1:
         splits = [(train[: min(sizes)], test) for train, test in splits]
-    groups = {}
+    groups = defaultdict(list)
     for fold, (train, test) in enumerate(splits):
-        data, rows, folds = groups.setdefault(len(train), ([], [], []))
-        folds.append(fold)
-        data.append(estimator._check_training_data(_safe_indexing(X, train)))
-        rows.append(_safe_indexing(X, test))
-    return list(groups.values())
+        data = estimator._check_training_data(_safe_indexing(X, train))
+        groups[len(train)].append((data, _safe_indexing(X, test), fold))
+    return [
+        list(zip(*group[start::n_processes], strict=True))
+        for group in groups.values()
+        for start in range(min(n_processes, len(group)))
+    ]
 
 
 def _check_sigmas(sigmas, largest, n_sigmas, eps):

@@ -27,18 +27,18 @@ class LinearStack(nn.Module):
 
     def __init__(self, layers):
         super().__init__()
+        # Transposed, as the products need it: neither their gradients nor the optimizer
+        # copies anything.
         weight = torch.stack([layer.weight.detach() for layer in layers])
-        # In memory as the products need it, so that none of their gradients is copied.
-        self.weight = nn.Parameter(weight.mT.contiguous().mT)
+        self.weight = nn.Parameter(weight.mT.contiguous())
         self.bias = _stacked([layer.bias for layer in layers])
 
     def forward(self, x):
         """Outputs of the layers, or those of all for the same input."""
-        weight = self.weight.mT
-        x = x.expand(len(weight), -1, -1)
+        x = x.expand(len(self.weight), -1, -1)
         if self.bias is None:
-            return torch.bmm(x, weight)
-        return torch.baddbmm(self.bias, x, weight)
+            return torch.bmm(x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)
 
 
 class OnRowsOfAll(nn.Module):
@@ -98,7 +98,7 @@ def stack_modules(modules):
     stack : torch.nn.Module
         From (n_members, n, n_in), or 1 for n_members, to (n_members, n, n_out). Its
         state has the names of a member's, and tensors whose first dimension tells the
-        members apart.
+        members apart, those of linear layers transposed.
 
     Raises
     ------
@@ -157,6 +157,9 @@ class VAEStack(VAE):
     def write_to(self, members):
         """Put the weights of the stack into its members."""
         stacks = {name: value.cpu() for name, value in self.state_dict().items()}
+        for name, module in self.named_modules():
+            if isinstance(module, LinearStack):
+                stacks[f"{name}.weight"] = stacks[f"{name}.weight"].mT
         for i, vae in enumerate(members):
             vae.load_state_dict(
                 {

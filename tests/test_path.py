@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from joblib import parallel_config
 from linear_gaussian import optimum, spectrum
 from scipy.stats import linregress
 from sklearn.base import clone
@@ -319,6 +320,17 @@ def test_a_fold_has_the_path_of_its_rows(params, cv):
     assert np.allclose(path.kl, whole.kl, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("n_jobs", [2, 3])
+def test_processes_share_the_folds_of_one_path(n_jobs):
+    # Threads here, since processes take seconds to start.
+    given = {"n_sigmas": 3, "cv": 5, "max_iter": 2}
+    alone = sigma_path(X, estimator=small_vae(), **given)
+    with parallel_config(backend="threading"):
+        shared = sigma_path(X, estimator=small_vae(), n_jobs=n_jobs, **given)
+    np.testing.assert_allclose(shared.test_scores, alone.test_scores, atol=1e-3)
+    np.testing.assert_allclose(shared.score, alone.score, atol=1e-3)
+
+
 def test_masks_make_splits():
     train = np.arange(len(X)) % 2 == 0
     masks = sigma_path(
@@ -536,6 +548,8 @@ def no_training(monkeypatch):
         ({"cv": [([0], [1, 2])]}, "Split 0 of 'cv' has 1 training and 2 test rows"),
         ({"cv": [([0, 1], [])]}, "Split 0 of 'cv' has 2 training and 0 test rows"),
         ({"X": np.ones((20, 3))}, "X is constant.* Pass sigmas"),
+        ({"X": 1e200 * X}, "variance of X, .* leaves the range of float64"),
+        ({"X": 1e-200 * X}, "variance of X, .* leaves the range of float64"),
         ({"X": X[:1]}, "1 sample"),
         ({"X": [[1.0, np.nan], [2.0, 3.0]]}, "NaN"),
         ({"X": X[0]}, "Expected 2D array"),

@@ -599,7 +599,9 @@ def test_the_gradient_of_a_stack_is_that_of_its_members(noise, learns, n_points)
         named = dict(vae.named_parameters())
         assert named.keys() == gradients.keys()
         for name, parameter in named.items():
-            got = gradients[name][i].reshape(parameter.shape)
+            # Weights of linear layers lie transposed in the stack.
+            got = gradients[name][i]
+            got = got.mT if parameter.ndim == 2 else got.reshape(parameter.shape)
             torch.testing.assert_close(
                 got, parameter.grad, rtol=1e-4, atol=1e-5, msg=name
             )
