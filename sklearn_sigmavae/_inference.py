@@ -68,14 +68,19 @@ def run_in_blocks(vae, function, X, n_points=1):
         x = vae.units.to_internal(rows)
         if not math.isfinite(x.sum()):
             assert_all_finite(rows, estimator_name="SigmaVAE", input_name="X")
-            if not x.isfinite().all():
-                raise ValueError(
-                    "X has entries too far from the training data to be represented in "
-                    f"{X.dtype}; remove them, or pass float64."
-                )
+            check_in_range(x, X.dtype)
         return x
 
     return _run(vae, function, X, to_tensor, n_points)
+
+
+def check_in_range(x, dtype):
+    """Raise ``ValueError`` if rows in internal units have left the range of a dtype."""
+    if not x.isfinite().all():
+        raise ValueError(
+            "X has entries too far from the training data to be represented in "
+            f"{dtype}; remove them, or pass float64."
+        )
 
 
 def decode_in_blocks(vae, Z):
@@ -88,31 +93,59 @@ def decode_in_blocks(vae, Z):
     return _run(vae, lambda vae, z: vae.decode(z), Z, to_tensor, 1)
 
 
-def _run(vae, function, rows, to_tensor, n_points):
+def in_blocks(function, n_rows, vae, dtype, n_points=1):
+    """Apply a function to blocks of rows, smaller ones where memory is short.
+
+    Parameters
+    ----------
+    function : callable
+        From a slice of rows to a tensor (n, ...).
+    n_rows : int
+        Number of rows.
+    vae : VAE
+        The module that the function runs.
+    dtype : numpy.dtype
+        Of the result.
+    n_points : int
+        How many copies of each row the function makes.
+
+    Returns
+    -------
+    result : ndarray of shape (n_rows, ...)
+    """
     device = vae.device
-    on_cpu = device.type == "cpu"
-    dtype = torch.float32
-    if rows.dtype == np.float64 and on_cpu and vae.takes_float64:
-        dtype = torch.float64
-        vae = deepcopy(vae).double()
     width = max(_LEAST_WIDTH, vae.width, vae.layout.n_features)
-    size = _BLOCK_SIZE_ON_CPU if on_cpu else _BLOCK_SIZE_ELSEWHERE
+    size = _BLOCK_SIZE_ON_CPU if device.type == "cpu" else _BLOCK_SIZE_ELSEWHERE
     step = max(1, size // (width * n_points))
     result, start = None, 0
-    with torch.inference_mode(), matmul_precision(device):
-        while start < len(rows):
-            block = slice(start, start + step)
+    with matmul_precision(device):
+        while start < n_rows:
+            block = slice(start, min(start + step, n_rows))
             try:
-                output = function(vae, to_tensor(rows[block]).to(device, dtype))
+                output = function(block)
             except RuntimeError as error:
                 if step == 1 or not is_out_of_memory(error):
                     raise
                 step //= 2
                 continue
             if result is None:
-                result_dtype = np.result_type(rows.dtype, np.float32)
-                result = np.empty((len(rows), *output.shape[1:]), dtype=result_dtype)
+                result = np.empty((n_rows, *output.shape[1:]), dtype=dtype)
             # Stored while it is in cache.
             torch.from_numpy(result[block]).copy_(output)
             start += step
     return result
+
+
+def _run(vae, function, rows, to_tensor, n_points):
+    device = vae.device
+    dtype = torch.float32
+    if rows.dtype == np.float64 and device.type == "cpu" and vae.takes_float64:
+        dtype = torch.float64
+        vae = deepcopy(vae).double()
+
+    def of_block(block):
+        return function(vae, to_tensor(rows[block]).to(device, dtype))
+
+    with torch.inference_mode():
+        result_dtype = np.result_type(rows.dtype, np.float32)
+        return in_blocks(of_block, len(rows), vae, result_dtype, n_points)

@@ -6,14 +6,14 @@ from skorch.callbacks import Callback
 
 
 @contextmanager
-def progress(n_epochs, verbose, description):
-    """Context with a bar over epochs, or with None unless `verbose`."""
+def progress(total, verbose, description, unit="epoch"):
+    """Context with a bar over epochs, or other units, or with None unless `verbose`."""
     if not verbose:
         yield None
         return
     from tqdm.auto import tqdm
 
-    with tqdm(total=n_epochs, desc=description, unit="epoch") as bar:
+    with tqdm(total=total, desc=description, unit=unit) as bar:
         yield bar
 
 

@@ -30,16 +30,32 @@ from ._bound import (
 from ._device import PRECISIONS
 from ._inference import decode_in_blocks, run_in_blocks
 from ._net import OPTIMIZERS
-from ._start import TrainingData
+from ._progress import progress
+from ._refine import (
+    Observations,
+    estimate_scale,
+    refined_means,
+    refined_posterior,
+)
+from ._start import TrainingData, check_scale_in_range
 from ._training import ONE_EPOCH, Plan, train_net
 from ._validation import (
     as_samples,
+    check_noise_scale,
     check_sample_shape,
     count_dims,
     resolve_layout,
 )
 from .networks import ACTIVATIONS
-from .noise import ALIASES, NoiseModel
+from .noise import ALIASES, NoiseModel, resolve_noise
+
+# What methods take that see noisy rows.
+_OBSERVATION = {
+    "X": "no_validation",
+    "noise": [StrOptions(set(ALIASES)), NoiseModel, None],
+    "max_iter": [Interval(Integral, 0, None, closed="left")],
+    "tol": [Interval(Real, 0, None, closed="left")],
+}
 
 
 class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -173,6 +189,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     n_active_components_ : int
         Components whose mean KL divergence exceeds 0.01 nats (averaged over about
         1000 training rows).
+    reconstruction_error_ : float
+        Root mean squared error of reconstructing clean rows from draws of the
+        posterior, in the units of `X`: of the held-out rows, or without them of the
+        training rows, about 1000 of them.
     n_features_in_ : int
         Number of features of the training data; for images, of all their numbers.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -431,18 +451,76 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             )
         return self._decode(Z).astype(Z.dtype, copy=False)
 
-    def posterior(self, X):
-        """Mean and standard deviation of the posterior q(z|x).
+    @validate_params(
+        _OBSERVATION | {"noise_scale": "no_validation", "refine": ["boolean", None]},
+        prefer_skip_nested_validation=True,
+    )
+    def posterior(
+        self, X, *, noise_scale=None, noise=None, refine=None, max_iter=40, tol=1e-2
+    ):
+        """Mean and standard deviation of the posterior of the codes.
+
+        Of clean rows they are what the encoder says. It knows clean data only, so for
+        noisy rows, or rows with missing entries (NaN), the bound is maximised over mean
+        and standard deviation, row by row, with the decoder held fixed and the noise at
+        the scale that is given. Rows where the encoder's answer has the greater bound
+        keep it.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Clean data.
+            Rows, clean or noisy. NaN stands for a missing entry.
+        noise_scale : float, array-like or "estimate", default=None
+            Scale of the noise that `X` carries, in its units: one number; one for each
+            feature, of shape (n_features,); for each row, (n_samples, 1); or for each
+            entry, (n_samples, n_features). Shapes of samples will do for features.
+            "estimate" finds one number, at which the bound is greatest. None stands for
+            ``sigma_``, which only counts where the posterior is refined.
+        noise : {"gaussian", "laplace"} or NoiseModel, default=None
+            Distribution of the noise that `X` carries; None for that of the model.
+        refine : bool, default=None
+            Whether to refine. None refines if there is noise or something is missing.
+        max_iter : int, default=40
+            Number of steps of the refinement.
+        tol : float, default=1e-2
+            Rows stop earlier if their gradient promises less than this, in nats.
 
         Returns
         -------
         mean, std : ndarray of shape (n_samples, n_components)
+
+        Raises
+        ------
+        ValueError
+            If `X` or `noise_scale` is not valid, or ``refine=False`` with noise or
+            missing entries.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=5, random_state=0).fit(X)
+        >>> _, clean = vae.posterior(X)
+        >>> _, noisy = vae.posterior(X + 1.0, noise_scale=2.0)
+        >>> bool(noisy.mean() > clean.mean())  # of noisy rows less is known
+        True
         """
+        check_is_fitted(self)
+        if refine is not False:
+            rows = self._check_observed(X)
+            given = noise_scale is not None or noise is not None
+            if refine or given or np.isnan(rows).any():
+                found = self._refine(
+                    refined_posterior, rows, noise_scale, noise, max_iter, tol
+                )
+                return found[:, 0], np.exp(0.5 * found[:, 1])
+        elif noise_scale is not None or noise is not None:
+            raise ValueError(
+                "refine=False takes the posterior from the encoder, which knows clean "
+                "data only; it goes with neither noise_scale nor noise."
+            )
 
         def both(vae, x):
             mean, log_var = vae.encode(x)
@@ -450,6 +528,104 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         mean_and_std = self._infer(both, X)
         return mean_and_std[:, 0], mean_and_std[:, 1]
+
+    @validate_params(
+        _OBSERVATION | {"noise_scale": "no_validation"},
+        prefer_skip_nested_validation=True,
+    )
+    def denoise(self, X, *, noise_scale="estimate", noise=None, max_iter=40, tol=1e-2):
+        """Clean rows from noisy or incomplete ones.
+
+        What the decoder makes of the mean of the refined :meth:`posterior`, which on
+        images has a smaller error than the mean of what it makes of draws.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), or images
+            Noisy rows. NaN stands for a missing entry: to fill these alone, take
+            ``np.where(np.isnan(X), vae.denoise(X), X)``.
+        noise_scale : float, array-like or "estimate", default="estimate"
+            Scale of the noise, as for :meth:`posterior`.
+        noise : {"gaussian", "laplace"} or NoiseModel, default=None
+            Distribution of the noise; None for that of the model.
+        max_iter : int, default=40
+            Number of steps of the refinement.
+        tol : float, default=1e-2
+            Rows stop earlier if their gradient promises less than this, in nats.
+
+        Returns
+        -------
+        X : ndarray, same shape as `X`
+            In its units, and of its dtype or float32 for integers.
+
+        Raises
+        ------
+        ValueError
+            If `X` or `noise_scale` is not valid.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X = load_digits().data
+        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(X)
+        >>> Y = X[:100] + np.random.default_rng(0).normal(scale=8, size=(100, 64))
+        >>> restored = vae.denoise(Y, noise_scale=8)
+        >>> bool(((restored - X[:100]) ** 2).mean() < 0.3 * ((Y - X[:100]) ** 2).mean())
+        True
+        """
+        check_is_fitted(self)
+        rows = self._check_observed(X)
+        Z = self._refine(refined_means, rows, noise_scale, noise, max_iter, tol)
+        return self._decode(Z).astype(Z.dtype, copy=False)
+
+    @validate_params(
+        {"X": "no_validation", "noise": _OBSERVATION["noise"]},
+        prefer_skip_nested_validation=True,
+    )
+    def estimate_noise_scale(self, X, *, noise=None):
+        """Scale of the noise that rows carry, one number for all.
+
+        The scale at which the bound of the rows is greatest also takes in what the
+        model misses of clean rows, ``reconstruction_error_``; here the variance of that
+        is subtracted. Noise far below it is not told from none.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), or images
+            Noisy rows. NaN stands for a missing entry.
+        noise : {"gaussian", "laplace"} or NoiseModel, default=None
+            Distribution of the noise; None for that of the model.
+
+        Returns
+        -------
+        noise_scale : float
+            In the units of `X`; for Gaussian noise its standard deviation.
+
+        Raises
+        ------
+        ValueError
+            If `X` is not valid, or the noise has no scale.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X = load_digits().data
+        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(X)
+        >>> Y = X + np.random.default_rng(0).normal(scale=8, size=X.shape)
+        >>> 7.5 < vae.estimate_noise_scale(Y) < 8.5
+        True
+        """
+        check_is_fitted(self)
+        rows = self._check_observed(X)
+        noise = self._observation_noise(noise)
+        scale = estimate_scale(self.module_, noise, rows)
+        factor = np.sqrt(noise.variance_factor)
+        excess = 1 - (self.reconstruction_error_ / (factor * scale)) ** 2
+        return float(scale * np.sqrt(max(excess, 0.0)))
 
     def kl_divergence(self, X):
         """KL divergence of the posterior from the prior.
@@ -634,6 +810,58 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
                 random_state.set_state(position)
             raise
 
+    def _check_observed(self, X):
+        """Noisy rows, with NaN where an entry is missing."""
+        X = self._check_rows(X, self.module_.layout, ensure_all_finite="allow-nan")
+        if not self.noise_.has_scale:
+            self.noise_.check_data(X[~np.isnan(X)] if np.isnan(X).any() else X)
+        return X
+
+    def _observation_noise(self, noise):
+        noise = self.noise_ if noise is None else resolve_noise(noise)
+        if not (noise.has_scale and self.noise_.has_scale):
+            raise ValueError(
+                "Noise of a scale needs noise models that have one, such as "
+                f"'gaussian', in the model and in the data. Got {self.noise_!r} and "
+                f"{noise!r}."
+            )
+        return noise
+
+    def _refine(self, function, rows, noise_scale, noise, max_iter, tol):
+        """Call a function of the module and of observations of rows."""
+        vae, layout = self.module_, self.module_.layout
+        if noise_scale is None and noise is not None:
+            raise ValueError("'noise' needs 'noise_scale', the scale of that noise.")
+        if noise_scale is None:
+            noise, scale = self.noise_, self.sigma_
+            scale = None if scale is None else np.atleast_2d(scale)
+        else:
+            noise = self._observation_noise(noise)
+            if isinstance(noise_scale, str) and noise_scale == "estimate":
+                noise_scale = estimate_scale(vae, noise, rows)
+            scale = check_noise_scale(noise_scale, layout, len(rows))
+            check_scale_in_range("noise_scale", scale / vae.units.scale)
+
+        def observe(block):
+            of_rows = scale
+            if scale is not None and len(scale) > 1:
+                of_rows = scale[block]
+            return Observations.of_rows(vae.units, rows[block], noise, of_rows)
+
+        with (
+            torch.inference_mode(False),
+            progress(len(rows) * max_iter, self.verbose, "SigmaVAE", "step") as bar,
+        ):
+            return function(
+                vae,
+                observe,
+                len(rows),
+                max_iter=max_iter,
+                tol=tol,
+                dtype=np.result_type(rows.dtype, np.float32),
+                bar=bar,
+            )
+
     def _infer(self, function, X, n_points=1):
         check_is_fitted(self)
         X = self._check_rows(X, self.module_.layout, ensure_all_finite=False)
@@ -677,3 +905,4 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             self.sigma_ = None
         self.n_iter_ = len(net.history)
         self.n_active_components_ = net.n_active_components_
+        self.reconstruction_error_ = net.reconstruction_error_

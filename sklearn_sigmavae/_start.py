@@ -263,13 +263,26 @@ def internal_scale(sigma, units):
     """
     with np.errstate(over="ignore", under="ignore"):
         scale = float((sigma / units.scale)[0])
-    if not MIN_SCALE <= scale <= 1 / MIN_SCALE:
-        raise ValueError(
-            f"The 'sigma' parameter of SigmaVAE, {sigma}, is {scale:.2g} "
-            "times the scale of the data, out of the range of float32. Are they in "
-            "the same units?"
-        )
+    check_scale_in_range(f"The 'sigma' parameter of SigmaVAE, {sigma},", scale)
     return scale
+
+
+def check_scale_in_range(name, scale):
+    """Raise ``ValueError`` if a scale, in internal units, leaves the range of float32.
+
+    Parameters
+    ----------
+    name : str
+        What the scale is, for the message.
+    scale : float or ndarray
+    """
+    with np.errstate(divide="ignore"):
+        worst = np.ravel(scale)[np.abs(np.log(scale)).argmax()]
+    if not MIN_SCALE <= worst <= 1 / MIN_SCALE:
+        raise ValueError(
+            f"{name} is {worst:.2g} times the scale of the data, out of the range of "
+            "float32. Are they in the same units?"
+        )
 
 
 def _rows_for_start(X, units, n_components, seed):

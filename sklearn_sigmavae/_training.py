@@ -4,6 +4,7 @@ import warnings
 from copy import copy, deepcopy
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 
@@ -18,8 +19,8 @@ from ._validation import check_callbacks, resolve_device, resolve_optimizer
 # Components with less KL than this, in nats, count as unused.
 ACTIVE_KL = 0.01
 
-# Rows, about, over which the KL of components is averaged after a fit.
-ROWS_FOR_KL = 1000
+# Rows, about, over which KL and errors of reconstruction are averaged after a fit.
+ROWS_TO_EXAMINE = 1000
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def train_net(params, data, random_state, plan, previous=None):
     -------
     net : BoundNet
         Trained, with the learned scale of the noise, if any, in ``criterion_.scale``
-        and the number of components in use in ``n_active_components_``.
+        the number of components in use in ``n_active_components_`` and the error of
+        reconstructions in ``reconstruction_error_``.
     """
     start = prepare(params, data, random_state, previous)
     return train_prepared(start, plan, _callbacks(params), previous)
@@ -87,7 +89,7 @@ def train_prepared(start, plan, callbacks=(), previous=None):
         rows = start.data.rows(vae.units, device)
         if criterion.learns_scale:
             net.learn_scale(Selection(rows))
-        _conclude(net, rows)
+        _conclude(net, rows, held_out)
     return net
 
 
@@ -150,12 +152,12 @@ def train_stack(starts, plan, callbacks=()):
             net.learn_scale(stacked([Selection(rows[i]) for i in firsts]))
         stack.write_to(vaes)
         return [
-            _member(net, i, start, plan, rows[i], device)
+            _member(net, i, start, plan, rows[i], selections[i][1], device)
             for i, start in enumerate(starts)
         ]
 
 
-def _member(net, i, start, plan, rows, device):
+def _member(net, i, start, plan, rows, held_out, device):
     """Net of a member of a trained stack, or why it failed."""
     if start.criterion.learns_scale:
         start.criterion.scale = float(net.criterion_.scale[i])
@@ -164,7 +166,7 @@ def _member(net, i, start, plan, rows, device):
     )
     try:
         member.history_ = net.member_history(i)
-        _conclude(member, rows)
+        _conclude(member, rows, held_out)
     except ValueError as error:
         return error
     return member
@@ -208,12 +210,15 @@ def make_net(params, vae, criterion, seed, plan, callbacks, device, net_class=Bo
     ).initialize()
 
 
-def _conclude(net, rows):
-    net.module_.eval()
+def _conclude(net, rows, held_out):
+    vae, noise = net.module_.eval(), net.criterion_.noise
     if net.criterion_.learns_scale:
         _warn_of_least_scale(net.criterion_.scale)
     with matmul_precision(net.device):
-        net.n_active_components_ = _count_active(net.module_, rows)
+        net.n_active_components_ = _count_active(vae, rows)
+        net.reconstruction_error_ = _reconstruction_error(
+            vae, noise, held_out or Selection(rows)
+        )
 
 
 def _callbacks(params):
@@ -245,11 +250,29 @@ def _warn_of_least_scale(scale):
         )
 
 
-def _count_active(vae, rows):
-    step = max(1, len(rows) // ROWS_FOR_KL)
-    some_rows = Selection(rows, torch.arange(0, len(rows), step))
+def _batches_of_some(selection, vae):
+    """Batches of evenly chosen rows, with a pair of points for each."""
+    step = max(1, len(selection) // ROWS_TO_EXAMINE)
+    some_rows = Selection(selection.rows, selection.index[::step])
+    return EvaluationBatches(some_rows, vae, 2)
+
+
+def _reconstruction_error(vae, noise, selection):
+    """Root mean squared error of reconstructions from draws, in the data's units."""
+    unit = np.exp(vae.units.log_volume / vae.units.scale.size)
+    squares = []
     with torch.no_grad():
-        batches = (x for x, _ in EvaluationBatches(some_rows, vae, 2))
+        for x, eps in _batches_of_some(selection, vae):
+            mean, log_var = vae.encode(x)
+            location = vae.decode(mean + torch.exp(0.5 * log_var) * eps)
+            error = noise.mean(location.cpu().numpy()) - x.cpu().numpy()
+            squares.append(np.square(error * (vae.units.scale / unit)).mean(axis=2))
+    return float(unit * np.sqrt(np.concatenate(squares, axis=1).mean()))
+
+
+def _count_active(vae, rows):
+    with torch.no_grad():
+        batches = (x for x, _ in _batches_of_some(Selection(rows), vae))
         kl = torch.cat([kl_divergence(*vae.encode(x)) for x in batches]).mean(dim=0)
     if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
         raise ValueError(

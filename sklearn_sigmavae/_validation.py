@@ -167,6 +167,51 @@ def check_sigma(sigma, layout):
     return sigma, mantissa / np.exp(np.log(mantissa).mean())
 
 
+def check_noise_scale(noise_scale, layout, n_samples):
+    """Noise scales of observations, of shape (1 or n_samples, 1 or n_features).
+
+    Parameters
+    ----------
+    noise_scale : float or array-like
+        Of shape (), (n_features,), (n_samples, 1) or (n_samples, n_features), or with
+        the shape of a sample for features.
+    layout : Layout
+        Shape of the data.
+    n_samples : int
+        Number of observations.
+    """
+    try:
+        scale = np.asarray(noise_scale)
+        if scale.dtype == bool:
+            raise TypeError("booleans are no scales")
+        scale = scale.astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "'noise_scale' must be a positive number, an array of them, or 'estimate'. "
+            f"Got {noise_scale!r} instead."
+        ) from error
+    d, shape = layout.n_features, layout.sample_shape
+    shapes = {
+        (): (1, 1),
+        (n_samples, 1): (n_samples, 1),
+        (n_samples, *shape): (n_samples, d),
+        (n_samples, d): (n_samples, d),
+        shape: (1, d),
+        (d,): (1, d),
+    }
+    if scale.shape not in shapes:
+        raise ValueError(
+            "'noise_scale' must be one number, or have one for each feature, row or "
+            f"entry: shape {', '.join(map(str, list(shapes)[1:]))} for these rows. Got "
+            f"shape {scale.shape} instead."
+        )
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ValueError(
+            f"'noise_scale' must be positive and finite. Got {noise_scale!r} instead."
+        )
+    return scale.reshape(shapes[scale.shape])
+
+
 def resolve_network(network, hidden_layer_sizes, activation):
     """Recipe that a ``network`` parameter stands for."""
     if isinstance(network, type):

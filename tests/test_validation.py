@@ -26,8 +26,12 @@ INFERENCE = [
     "score_samples",
     "posterior",
     "kl_divergence",
+    "denoise",
+    "estimate_noise_scale",
     "inverse_transform",
 ]
+# To these NaN is an entry that is missing.
+TAKE_GAPS = ["posterior", "denoise", "estimate_noise_scale"]
 
 
 @pytest.fixture(params=["unfitted", "fitted"])
@@ -117,6 +121,8 @@ def test_bad_data_is_refused(vae, no_training, method, case):
 @pytest.mark.parametrize("method", INFERENCE)
 @pytest.mark.parametrize("case", [case for case in BAD_DATA if "overflow" not in case])
 def test_bad_data_is_refused_by_inference(method, case):
+    if method in TAKE_GAPS and case in ("NaN", "None"):
+        pytest.skip("entries may be missing")
     data, error, message = BAD_DATA[case]
     vae = small_vae(n_components=N_FEATURES).fit(X)
     with _Unchanged(vae), pytest.raises(error, match=message):

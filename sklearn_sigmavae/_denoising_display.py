@@ -1,0 +1,198 @@
+"""Picture of images with noise, and of what a model makes of them."""
+
+import numpy as np
+from sklearn.utils import _safe_indexing, check_random_state
+from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils.validation import check_is_fitted
+
+from ._validation import as_samples
+from .noise import resolve_noise
+
+# Default scales of the noise, in units of the root mean variance of the training data.
+DEFAULT_SCALES = (1.0, 2.0, 4.0)
+
+
+class DenoisingDisplay:
+    """Picture of images, clean, with noise of several scales, and restored.
+
+    It is recommended to make one with :meth:`from_estimator`; the parameters are kept
+    as attributes.
+
+    Parameters
+    ----------
+    clean : ndarray of shape (n_images, H, W) or (n_images, H, W, C)
+        Images without noise.
+    noisy, restored : ndarray of shape (n_scales, n_images, H, W[, C])
+        The same with noise of each scale, and what the model makes of those.
+    noise_scales : ndarray of shape (n_scales,)
+        Scales of the noise, in the units of the images.
+    errors : ndarray of shape (n_scales,)
+        Root mean squared errors of the restored images, in their units.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the picture.
+    figure_ : matplotlib Figure
+        Figure containing the picture.
+
+    See Also
+    --------
+    SigmaVAE.denoise : Clean rows from noisy or incomplete ones.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn_sigmavae import DenoisingDisplay, SigmaVAE
+    >>> X = load_digits().images
+    >>> vae = SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(X[:1500])
+    >>> display = DenoisingDisplay.from_estimator(vae, X[1500:], noise_scales=[4, 8])
+    >>> display.restored.shape
+    (2, 8, 8, 8)
+    """
+
+    def __init__(self, *, clean, noisy, restored, noise_scales, errors):
+        self.clean = clean
+        self.noisy = noisy
+        self.restored = restored
+        self.noise_scales = noise_scales
+        self.errors = errors
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator,
+        X,
+        *,
+        noise_scales=None,
+        noise="gaussian",
+        n_images=8,
+        random_state=0,
+        ax=None,
+        **kwargs,
+    ):
+        """Add noise to images, let a model restore them, and draw all.
+
+        Parameters
+        ----------
+        estimator : SigmaVAE
+            Fitted to images, or to rows with ``image_shape``.
+        X : array-like of images
+            Clean ones, of which the first are taken.
+        noise_scales : array-like of shape (n_scales,), default=None
+            Scales of the noise, in the units of `X`. By default 1, 2 and 4 times the
+            root mean variance of the training data.
+        noise : {"gaussian", "laplace"} or NoiseModel, default="gaussian"
+            Distribution of the noise.
+        n_images : int, default=8
+            How many images to take.
+        random_state : int, RandomState instance or None, default=0
+            Source of the noise.
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+        **kwargs : dict
+            For :meth:`matplotlib.axes.Axes.imshow`.
+
+        Returns
+        -------
+        display : DenoisingDisplay
+            It holds the figure and its data.
+
+        Raises
+        ------
+        ValueError
+            If the model was not fitted to images, or a parameter is not valid.
+        """
+        check_matplotlib_support(f"{cls.__name__}.from_estimator")
+        check_is_fitted(estimator)
+        layout, units = estimator.module_.layout, estimator.module_.units
+        if len(layout.input_shape) == 1:
+            raise ValueError(
+                "DenoisingDisplay draws images, but this SigmaVAE was fitted to a "
+                "table. Fit arrays of shape (n, H, W), or set image_shape."
+            )
+        model = resolve_noise(noise)
+        if noise_scales is None:
+            noise_scales = np.multiply(DEFAULT_SCALES, units.scale.mean())
+        noise_scales = np.asarray(noise_scales, dtype=np.float64)
+        if noise_scales.ndim != 1 or not (noise_scales > 0).all():
+            raise ValueError(
+                "'noise_scales' must be a list of positive numbers. Got "
+                f"{noise_scales!r} instead."
+            )
+        X = as_samples(X)
+        X = np.asarray(_safe_indexing(X, np.arange(min(n_images, len(X)))))
+        X = X.astype(np.result_type(X.dtype, np.float32))
+        random_state = check_random_state(random_state)
+        noisy = [
+            model.sample(X, scale, random_state).astype(X.dtype)
+            for scale in noise_scales
+        ]
+        restored = [
+            estimator.denoise(Y, noise_scale=scale, noise=noise)
+            for Y, scale in zip(noisy, noise_scales, strict=True)
+        ]
+
+        def images(samples):
+            return _as_images(np.asarray(samples), layout)
+
+        errors = np.sqrt([np.square(x - X).mean() for x in restored])
+        display = cls(
+            clean=images(X),
+            noisy=np.stack([images(Y) for Y in noisy]),
+            restored=np.stack([images(x) for x in restored]),
+            noise_scales=noise_scales,
+            errors=errors,
+        )
+        return display.plot(ax, **kwargs)
+
+    def plot(self, ax=None, **kwargs):
+        """Draw the images, a row for each kind.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to draw on; by default those of a new figure.
+        **kwargs : dict
+            For :meth:`matplotlib.axes.Axes.imshow`.
+
+        Returns
+        -------
+        display : DenoisingDisplay
+            Itself.
+        """
+        check_matplotlib_support(f"{type(self).__name__}.plot")
+        import matplotlib.pyplot as plt
+
+        rows, labels = [self.clean], ["clean"]
+        for scale, error, noisy, restored in zip(
+            self.noise_scales, self.errors, self.noisy, self.restored, strict=True
+        ):
+            rows += [noisy, restored]
+            labels += [f"noise {scale:.3g}", f"restored, off by {error:.3g}"]
+        n_images, height, width = self.clean.shape[:3]
+        if ax is None:
+            size = 0.8 * n_images + 2, 0.8 * len(rows) * height / width + 0.2
+            _, ax = plt.subplots(figsize=size, layout="constrained")
+        low, high = self.clean.min(), self.clean.max()
+        mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+        if mosaic.ndim == 3:
+            # Colours are drawn from 0 to 1.
+            mosaic = ((mosaic - low) / ((high - low) or 1)).clip(0, 1)
+        ax.imshow(mosaic, **{"cmap": "gray", "vmin": low, "vmax": high} | kwargs)
+        for i in range(1, len(rows)):
+            ax.axhline(i * height - 0.5, color="white", lw=1 + i % 2)
+        ax.set_xticks([])
+        ax.set_yticks(height * (np.arange(len(rows)) + 0.5) - 0.5, labels)
+        ax.tick_params(length=0)
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+def _as_images(samples, layout):
+    """Samples as images for matplotlib: (n, H, W) or (n, H, W, C)."""
+    n_channels, height, width = layout.input_shape
+    if layout.channels_last:
+        return samples.reshape(-1, height, width, n_channels)
+    images = samples.reshape(-1, n_channels, height, width).transpose(0, 2, 3, 1)
+    return images[..., 0] if n_channels == 1 else images
