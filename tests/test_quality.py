@@ -11,6 +11,7 @@ from sklearn.datasets import (
     load_iris,
     load_wine,
 )
+from sklearn.impute import KNNImputer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
@@ -67,3 +68,44 @@ def test_mnist():
         random_state=0,
     ).fit(X_train)
     assert vae.score(X_test) > 398
+
+
+def test_gaps_of_digits_are_filled_better_than_by_imputers():
+    X = load_digits().data
+    train, test = train_test_split(X, random_state=0)
+    gaps = np.random.RandomState(0).random_sample(test.shape) < 0.3
+    Y = np.where(gaps, np.nan, test)
+    vae = SigmaVAE(16, sigma=2.0, max_iter=50, random_state=0).fit(train)
+    errors = [
+        np.square(filled - test)[gaps].mean()
+        for filled in (vae.denoise(Y), KNNImputer().fit(train).transform(Y))
+    ]
+    assert errors[0] < 0.9 * errors[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MNIST_DIR" not in os.environ, reason="MNIST_DIR is not set")
+def test_a_model_of_clean_mnist_denoises_better_than_the_best_linear_filter():
+    from _data import load_mnist
+
+    X, _, clean, _ = load_mnist()
+    X, clean = (rows.astype(np.float32) / 255 for rows in (X, clean))
+    vae = SigmaVAE(
+        32,
+        sigma=0.3,
+        hidden_layer_sizes=(512, 512),
+        max_iter=15,
+        early_stopping=False,
+        random_state=0,
+    ).fit(X)
+    noise = np.random.RandomState(0).standard_normal(clean.shape).astype(np.float32)
+    mean, covariance = X.mean(axis=0), np.cov(X.T, bias=True)
+    # The parts of the Wiener filter's error that are allowed.
+    for scale, part in {0.25: 1.0, 0.5: 0.68, 1.0: 0.76, 1.5: 0.9}.items():
+        Y = clean + scale * noise
+        weights = np.linalg.solve(covariance + scale**2 * np.eye(784), covariance)
+        of_filter = np.square(mean + (Y - mean) @ weights - clean).mean()
+        restored = vae.denoise(Y, noise_scale=scale, max_iter=60)
+        error = np.square(restored - clean).mean()
+        print(scale, error, of_filter, error / of_filter)
+        assert error < part * of_filter
