@@ -75,12 +75,12 @@ def test_gaps_of_digits_are_filled_better_than_by_imputers():
     train, test = train_test_split(X, random_state=0)
     gaps = np.random.RandomState(0).random_sample(test.shape) < 0.3
     Y = np.where(gaps, np.nan, test)
-    vae = SigmaVAE(16, sigma=2.0, max_iter=50, random_state=0).fit(train)
+    vae = SigmaVAE(16, sigma=2.0, random_state=0).fit(train)
     errors = [
         np.square(filled - test)[gaps].mean()
         for filled in (vae.denoise(Y), KNNImputer().fit(train).transform(Y))
     ]
-    assert errors[0] < 0.9 * errors[1]
+    assert errors[0] < 0.95 * errors[1]
 
 
 @pytest.mark.slow
