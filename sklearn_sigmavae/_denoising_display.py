@@ -169,7 +169,7 @@ class DenoisingDisplay:
             self.noise_scales, self.errors, self.noisy, self.restored, strict=True
         ):
             rows += [noisy, restored]
-            labels += [f"noise {scale:.3g}", f"restored, off by {error:.3g}"]
+            labels += [f"noise {scale:.3g}", f"restored,\nerror {error:.3g}"]
         n_images, height, width = self.clean.shape[:3]
         if ax is None:
             size = 0.8 * n_images + 2, 0.8 * len(rows) * height / width + 0.2
