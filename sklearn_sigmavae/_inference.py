@@ -68,19 +68,14 @@ def run_in_blocks(vae, function, X, n_points=1):
         x = vae.units.to_internal(rows)
         if not math.isfinite(x.sum()):
             assert_all_finite(rows, estimator_name="SigmaVAE", input_name="X")
-            check_in_range(x, X.dtype)
+            if not x.isfinite().all():
+                raise ValueError(
+                    "X has entries too far from the training data to be represented in "
+                    f"{X.dtype}; remove them, or pass float64."
+                )
         return x
 
     return _run(vae, function, X, to_tensor, n_points)
-
-
-def check_in_range(x, dtype):
-    """Raise ``ValueError`` if rows in internal units have left the range of a dtype."""
-    if not x.isfinite().all():
-        raise ValueError(
-            "X has entries too far from the training data to be represented in "
-            f"{dtype}; remove them, or pass float64."
-        )
 
 
 def decode_in_blocks(vae, Z):

@@ -37,6 +37,11 @@ class Units:
         """float : Sum of log scales: log-density inside minus log-density of data."""
         return float(np.log(self.scale).sum())
 
+    @property
+    def mean_scale(self):
+        """float : Geometric mean of the scales."""
+        return float(np.exp(self.log_volume / self.scale.size))
+
     @classmethod
     def identity(cls, n_features):
         """Units in which data stays as it is."""

@@ -185,7 +185,7 @@ def _warn_all_dead(eigenvalue, tau, scale, beta, units):
             "X is constant: no component has anything to encode.", stacklevel=2
         )
         return
-    unit = np.exp(units.log_volume / units.scale.size)
+    unit = units.mean_scale
     sigma, spread = scale * unit, np.sqrt(eigenvalue) * unit
     works = 0.5 * sigma * np.sqrt(eigenvalue / tau)
     warnings.warn(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ._bound import integration_points, kl_divergence
-from ._inference import check_in_range, in_blocks
+from ._inference import in_blocks
 from .networks import LinearPathDecoder
 from .noise import NoiseModel
 
@@ -42,6 +42,10 @@ _STEPS_FOR_SCALE = 10
 _GAIN_FOR_SCALE = 1e-2
 _TRIALS = 50
 _SCALE_TOLERANCE = 2e-3
+
+# Entries that are farther out than this, in units of the data's scale or the noise's,
+# have squares and gradients that leave the range of float32.
+_FARTHEST = 1e15
 
 # No scale is smaller than this, in units of the data's: there the bound has no maximum.
 _MIN_SCALE = 1e-3
@@ -89,13 +93,19 @@ class Observations:
         if missing.any():
             known = ~missing
             y = y.masked_fill(missing, 0.0)
-        # The refinement runs in it, whatever the data is.
-        check_in_range(y.to(torch.float32), "float32")
+        distance = y.abs()
         if scale is not None:
             # One scale for all features where that will do.
             one_unit = np.ptp(units.scale) == 0
             scale = scale / (units.scale[0] if one_unit else units.scale)
             scale = torch.from_numpy(scale)
+            distance = distance / scale.clamp_max(1.0)
+        if not (distance <= _FARTHEST).all():
+            raise ValueError(
+                "X has entries too far from the training data for float32, in which "
+                f"the posterior is refined: more than {_FARTHEST:g} times the scale of "
+                "the data or of the noise. Set them to NaN, or remove them."
+            )
         return cls(y, known, noise, scale)
 
     def to(self, device, dtype):
@@ -430,10 +440,11 @@ def estimate_scale(vae, noise, X):
         One scale for all of them.
     """
     rows = np.linspace(0, len(X) - 1, min(len(X), _ROWS_FOR_SCALE)).astype(int)
-    unit = np.exp(vae.units.log_volume / vae.units.scale.size)
+    unit = vae.units.mean_scale
     # Features in one unit, so that the noise has one scale.
     relative = torch.from_numpy(vae.units.scale / unit)
-    observed = Observations.of_rows(vae.units, X[rows], noise, np.ones((1, 1)))
+    # Each trial sets the scale.
+    observed = Observations.of_rows(vae.units, X[rows], noise, None)
     known = torch.ones_like(observed.y) if observed.known is None else observed.known
     if not known.any():
         raise ValueError(

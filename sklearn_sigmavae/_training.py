@@ -259,7 +259,7 @@ def _batches_of_some(selection, vae):
 
 def _reconstruction_error(vae, noise, selection):
     """Root mean squared error of reconstructions from draws, in the data's units."""
-    unit = np.exp(vae.units.log_volume / vae.units.scale.size)
+    unit = vae.units.mean_scale
     squares = []
     with torch.no_grad():
         for x, eps in _batches_of_some(selection, vae):

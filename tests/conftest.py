@@ -53,3 +53,13 @@ def vae():
 def digits(load):
     """Pixels of the handwritten digits in [0, 1]."""
     return load("digits") / 16
+
+
+@pytest.fixture
+def plt(monkeypatch):
+    """Pyplot without a screen, whose figures are closed afterwards."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("Agg")
+    yield pyplot
+    pyplot.close("all")

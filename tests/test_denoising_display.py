@@ -7,16 +7,7 @@ from small_vae import small_vae
 from sklearn_sigmavae import DenoisingDisplay, SigmaVAE
 
 matplotlib = pytest.importorskip("matplotlib")
-
-
-@pytest.fixture(autouse=True)
-def plt(monkeypatch):
-    """Pyplot without a screen, whose figures are closed afterwards."""
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    pyplot.switch_backend("Agg")
-    yield pyplot
-    pyplot.close("all")
+pytestmark = pytest.mark.usefixtures("plt")
 
 
 @pytest.fixture(scope="module")

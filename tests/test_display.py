@@ -11,19 +11,10 @@ from small_vae import low_rank_rows, small_vae
 from sklearn_sigmavae import SigmaPathDisplay, sigma_path
 
 matplotlib = pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("plt")
 
 X = low_rank_rows()
 KINDS = ["score", "rate_distortion", "power_law"]
-
-
-@pytest.fixture(autouse=True)
-def plt(monkeypatch):
-    """Pyplot without a screen, whose figures are closed afterwards."""
-    monkeypatch.setenv("MPLBACKEND", "Agg")
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    pyplot.switch_backend("Agg")
-    yield pyplot
-    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")

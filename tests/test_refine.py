@@ -351,10 +351,20 @@ def test_arrays_of_callers_are_left_alone(curved):
     scale = np.full(4, 0.3)
     for array in (Y, scale):
         array.flags.writeable = False
-    curved.denoise(Y, noise_scale=scale)
-    curved.denoise(np.asfortranarray(Y)[::-1], noise_scale=scale[::-1])
-    curved.denoise(Y.tolist(), noise_scale=scale.tolist())
-    curved.denoise(torch.from_numpy(Y.copy()), noise_scale=0.3)
+    before = Y.copy()
+    expected = curved.denoise(before, noise_scale=scale.copy())
+    forms = (
+        (Y, scale),
+        (np.asfortranarray(Y), scale),
+        (Y[::-1][::-1], scale[::-1][::-1]),
+        (Y.tolist(), scale.tolist()),
+        (torch.from_numpy(before.copy()), 0.3),
+    )
+    for rows, of_noise in forms:
+        np.testing.assert_allclose(
+            curved.denoise(rows, noise_scale=of_noise), expected, atol=1e-6
+        )
+    np.testing.assert_array_equal(Y, before)
 
 
 def test_integers_and_one_row_will_do():
@@ -452,10 +462,12 @@ def test_bad_rows_are_refused(curved, method):
 
 
 def test_entries_out_of_range_are_refused(curved):
-    far = CURVE.copy()
-    far[0, 0] = 1e200
-    with pytest.raises(ValueError, match="too far from the training data"):
-        curved.denoise(far, noise_scale=1.0)
+    for value, scale in ((1e200, 1.0), (1e30, 1.0), (1e30, "estimate"), (1e6, 1e-12)):
+        far = CURVE.copy()
+        far[0, 0] = value
+        for method in (curved.denoise, curved.posterior):
+            with pytest.raises(ValueError, match="too far from the training data"):
+                method(far, noise_scale=scale)
     nothing = np.full((3, 4), np.nan)
     with pytest.raises(ValueError, match="all are missing"):
         curved.denoise(nothing)
@@ -486,3 +498,15 @@ def test_gaps_of_digits_are_filled_better_than_by_the_mean(load):
     error = np.sqrt(np.square(filled - rest)[mask].mean())
     of_means = digits[:1200].mean(axis=0) - rest
     assert error < 0.6 * np.sqrt(np.square(of_means)[mask].mean())
+
+
+def test_the_scale_is_estimated_in_any_units():
+    X = curved_rows()
+    Y = X + 0.5 * np.random.RandomState(0).standard_normal(X.shape)
+    one = small_vae(sigma=0.1).fit(X)
+    for unit in (2.0**600, 2.0**-600):
+        other = small_vae(sigma=0.1 * unit).fit(X * unit)
+        expected = unit * one.estimate_noise_scale(Y)
+        assert other.estimate_noise_scale(Y * unit) == pytest.approx(expected)
+        restored = other.denoise(Y * unit) / unit
+        np.testing.assert_allclose(restored, one.denoise(Y), atol=1e-6)
