@@ -3,20 +3,22 @@
 from ._denoising_display import DenoisingDisplay
 from ._display import SigmaPathDisplay
 from ._path import SigmaPath, sigma_path
+from ._persistence import ModelFileError
 from ._search import BatchedGridSearchCV
 from ._sigma_vae import SigmaVAE
+from ._version import __version__
 from .noise import BernoulliNoise, GeneralizedNormalNoise, equivalent_beta
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "BatchedGridSearchCV",
     "BernoulliNoise",
     "DenoisingDisplay",
     "GeneralizedNormalNoise",
+    "ModelFileError",
     "SigmaPath",
     "SigmaPathDisplay",
     "SigmaVAE",
+    "__version__",
     "equivalent_beta",
     "sigma_path",
 ]

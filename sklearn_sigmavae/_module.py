@@ -200,6 +200,9 @@ class VAE(nn.Module):
         Most numbers that a layer makes of one row or code.
     takes_float64 : bool
         Whether encoder and decoder can be cast to float64.
+    recipe : object or str
+        What made the networks: one of this package's recipes, or the name of another's
+        class.
 
     Attributes
     ----------
@@ -211,7 +214,15 @@ class VAE(nn.Module):
     n_stack_dims = 0
 
     def __init__(
-        self, encoder, decoder, units, layout, n_components, width, takes_float64
+        self,
+        encoder,
+        decoder,
+        units,
+        layout,
+        n_components,
+        width,
+        takes_float64,
+        recipe=None,
     ):
         super().__init__()
         self.encoder = encoder
@@ -221,6 +232,7 @@ class VAE(nn.Module):
         self.n_components = n_components
         self.width = width
         self.takes_float64 = takes_float64
+        self.recipe = recipe
 
     def encode(self, x):
         """Mean and log-variance of q(z|x), each of shape (n, n_components)."""

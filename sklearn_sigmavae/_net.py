@@ -71,17 +71,27 @@ class BoundNet(NeuralNet):
         self.structure = structure
         self.precision = precision
 
+    @property
+    def scale(self):
+        """float or None : Scale of the noise, in internal units."""
+        return self.criterion_.scale
+
+    @property
+    def noise(self):
+        """NoiseModel : The noise."""
+        return self.criterion_.noise
+
     def resume(self, other):
-        """Go on from another net: its optimizer's state and its history."""
-        self.history_ = deepcopy(other.history_)
-        if type(self.optimizer_) is type(other.optimizer_):
+        """Go on from another net: its optimizer's state, if any, and its history."""
+        self.history_ = deepcopy(other.history)
+        if type(self.optimizer_) is type(getattr(other, "optimizer_", None)):
             # The moments of the other, the settings of this one.
             state = deepcopy(other.optimizer_.state_dict())
             state["param_groups"] = self.optimizer_.state_dict()["param_groups"]
             self.optimizer_.load_state_dict(state)
         return self
 
-    def train(self, selection, held_out):
+    def train(self, selection, held_out, checkpoint=None):
         """Train for ``max_epochs`` epochs.
 
         Unlike skorch's ``fit`` it lets ``KeyboardInterrupt`` through, unless a callback
@@ -93,12 +103,17 @@ class BoundNet(NeuralNet):
             Rows to train on.
         held_out : Selection, SelectionStack or None
             Held-out rows, whose loss is recorded.
+        checkpoint : Checkpoint or None, default=None
+            Where to go on from; one of the callbacks.
         """
         datasets = selection, held_out
         with self._run_state(selection), matmul_precision(self.device, self.precision):
             with suppress(StopTraining):
+                if checkpoint is not None:
+                    checkpoint.restore(self)
+                    self.n_done_ = checkpoint.n_done
                 self.notify("on_train_begin", X=datasets, y=None)
-                self.fit_loop(datasets)
+                self.fit_loop(datasets, epochs=self.max_epochs - self.n_done_)
             with suppress(StopTraining):
                 self.notify("on_train_end", X=datasets, y=None)
 
@@ -121,6 +136,7 @@ class BoundNet(NeuralNet):
         self.captures_ = self._can_capture(device, n_steps)
         self.captured_settings_, self.captured_state_, self.rates_ = None, None, []
         self.step_ = self._take_step
+        self.n_done_ = 0
         self.scheduler_ = None
         if self.one_cycle:
             self.scheduler_ = torch.optim.lr_scheduler.OneCycleLR(
@@ -142,7 +158,7 @@ class BoundNet(NeuralNet):
             for parameter in self.parameters_:
                 parameter.grad = None
             del self.parameters_, self.generators_, self.scheduler_, self.step_
-            del self.watches_batches_, self.interrupts_
+            del self.watches_batches_, self.interrupts_, self.n_done_
             del self.captures_, self.rates_
             del self.captured_settings_, self.captured_state_
             self._set_training(False)
@@ -357,7 +373,9 @@ class KeepBest(Callback):
         self.tol = tol
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Evaluate the start."""
+        """Evaluate the start, unless the training goes on from a checkpoint."""
+        if hasattr(self, "_weights"):
+            return
         loss = np.asarray(net.validation_loss(X[1]))
         self._best_loss = np.where(np.isnan(loss), math.inf, loss)
         self._reference = self._best_loss
@@ -384,6 +402,20 @@ class KeepBest(Callback):
         """Restore the best weights."""
         net.module_.load_state_dict(self._weights)
         del self._weights
+
+    def state(self):
+        """What to :meth:`go_on` from."""
+        return {name: getattr(self, f"_{name}") for name in self._STATE} | {
+            "n_epochs": self.n_epochs_
+        }
+
+    def go_on(self, state):
+        """Take up a state."""
+        self.n_epochs_ = state["n_epochs"]
+        for name in self._STATE:
+            setattr(self, f"_{name}", state[name])
+
+    _STATE = "best_loss", "reference", "misses", "weights"
 
     @property
     def any_has_ended(self):
@@ -413,7 +445,9 @@ class ProgressBar(Callback):
         """Open the bar."""
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(total=net.max_epochs, desc="SigmaVAE", unit="epoch")
+        self._bar = tqdm(
+            total=net.max_epochs, initial=net.n_done_, desc="SigmaVAE", unit="epoch"
+        )
 
     def on_epoch_end(self, net, **kwargs):
         """Show the epoch's bounds."""

@@ -24,7 +24,7 @@ from ._pca_init import move_along_pca, noise_variance
 from ._progress import MovesBar, progress
 from ._sigma_vae import SigmaVAE
 from ._stack import NotStackableError
-from ._start import internal_scale, prepare
+from ._start import draw_seeds, internal_scale, prepare
 from ._training import Plan, train_prepared, train_stack
 from ._validation import as_samples, check_splits
 from .noise import resolve_noise
@@ -420,7 +420,7 @@ def _first(models, data, seed):
         # That the first scale hides all of the data is what it is for.
         warnings.filterwarnings("ignore", "No component is in use")
         return [
-            prepare(model, rows, check_random_state(seed))
+            prepare(model, rows, draw_seeds(check_random_state(seed)))
             for model, rows in zip(models, data, strict=True)
         ]
 

@@ -28,7 +28,7 @@ from ._device import DATA_FRACTION
 from ._progress import MovesBar, progress
 from ._sigma_vae import SigmaVAE
 from ._stack import NotStackableError, stack_networks
-from ._start import make_networks, prepare
+from ._start import draw_seeds, make_networks, prepare
 from ._training import Plan, train_stack
 from ._validation import as_samples, check_sigma, check_splits, resolve_device
 
@@ -386,8 +386,8 @@ class Evaluation:
                         estimators[i],
                     )
                     by_split[split][0].is_shared = True
-                random_state = check_random_state(estimators[i].random_state)
-                starts[i] = prepare(estimators[i], by_split[split][0], random_state)
+                seeds = draw_seeds(check_random_state(estimators[i].random_state))
+                starts[i] = prepare(estimators[i], by_split[split][0], seeds)
                 starts[i].vae.takes_float64 = False
             except Exception as error:
                 outcomes[i] = error
@@ -511,6 +511,8 @@ def _limit(estimator, layout):
     """Why a candidate cannot be trained in a stack, or None; and how many can."""
     if estimator.callbacks:
         return "their callbacks would see a stack instead of one model", 1
+    if estimator.checkpoint_dir is not None:
+        return "checkpoints are of one model", 1
     if not isinstance(estimator.optimizer, str):
         return "an optimizer of your own may mix the members of a stack", 1
     networks = make_networks(estimator, layout, seed=0)

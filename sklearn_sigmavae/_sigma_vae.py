@@ -1,7 +1,9 @@
 """The estimator: validate, hand over, return arrays."""
 
+import copyreg
 from contextlib import contextmanager
 from numbers import Integral, Real
+from os import PathLike
 
 import numpy as np
 import torch
@@ -29,7 +31,9 @@ from ._bound import (
 )
 from ._device import PRECISIONS
 from ._inference import decode_in_blocks, run_in_blocks
-from ._net import OPTIMIZERS
+from ._model_file import describe, own_objects, restore
+from ._net import OPTIMIZERS, BoundNet
+from ._persistence import explain_file, read_model, write_model
 from ._progress import progress
 from ._refine import (
     Observations,
@@ -44,6 +48,7 @@ from ._validation import (
     check_noise_scale,
     check_sample_shape,
     count_dims,
+    resolve_device,
     resolve_layout,
 )
 from .networks import ACTIVATIONS
@@ -155,6 +160,13 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     callbacks : list or None, default=None
         skorch callbacks, copied for each fit. Those that see batches cost speed,
         skorch's own ``LRScheduler`` among them.
+    checkpoint_dir : str, path-like or None, default=None
+        Folder for checkpoints. A :meth:`fit` that was killed, or interrupted, and is
+        started again with the same parameters and data goes on from there, and ends
+        with the weights it would have had, bit for bit on the CPU. A fit keeps one
+        file, which it replaces as often as that costs no more than about a twentieth
+        of the time, and removes it at its end; any number of fits may share a folder.
+        Of `callbacks` nothing is kept: they start anew.
     device : str or torch.device, default="auto"
         "auto" is CUDA where there is one, else the CPU; or any device torch knows. On
         CUDA the data stays on the device if it takes at most half of the free memory,
@@ -180,7 +192,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     module_ : torch.nn.Module
         The trained module, in centred and scaled units.
     net_ : skorch.NeuralNet
-        The skorch net that trained it.
+        The skorch net that trained it; absent after :meth:`load`.
     history_ : skorch.history.History
         Training history: a row for each epoch, with ``train_loss`` and, if rows were
         held out, ``valid_loss``, minus the bound in nats per row.
@@ -261,6 +273,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "tol": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "callbacks": [list, None],
+        "checkpoint_dir": [str, PathLike, None],
         "device": [str, torch.device],
         "precision": [StrOptions(set(PRECISIONS))],
         "random_state": ["random_state"],
@@ -292,6 +305,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         tol=1e-3,
         warm_start=False,
         callbacks=None,
+        checkpoint_dir=None,
         device="auto",
         precision="float32",
         random_state=None,
@@ -319,20 +333,31 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.tol = tol
         self.warm_start = warm_start
         self.callbacks = callbacks
+        self.checkpoint_dir = checkpoint_dir
         self.device = device
         self.precision = precision
         self.random_state = random_state
         self.verbose = verbose
 
     @property
+    def net_(self):
+        """skorch.NeuralNet : The net that trained the model."""
+        if not isinstance(getattr(self, "_model", None), BoundNet):
+            raise AttributeError(
+                "This SigmaVAE has no net: it is not fitted, or comes from a file, "
+                "which holds what inference needs."
+            )
+        return self._model
+
+    @property
     def module_(self):
         """torch.nn.Module : The trained module, in centred and scaled units."""
-        return self.net_.module_
+        return self._model.module_
 
     @property
     def history_(self):
         """skorch.history.History : A row for each epoch."""
-        return self.net_.history
+        return self._model.history
 
     # Fitting
 
@@ -365,6 +390,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             then what it was before.
         MemoryError
             If the device runs out of memory.
+        OSError
+            If ``checkpoint_dir`` cannot be written to.
+        ModelFileError
+            If there is a checkpoint of this fit that cannot be read.
         """
         continues = self.warm_start and self.__sklearn_is_fitted__()
         with self._unchanged_on_failure():
@@ -740,6 +769,112 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Z = random_state.standard_normal((n_samples, self._n_features_out))
         return self._decode(Z, noise_from=random_state if add_noise else None)
 
+    # Files
+
+    def save(self, path):
+        """Write the fitted model to one file, without pickle.
+
+        The file holds what inference needs, the parameters and the history, in the
+        format of safetensors; no training data. A crash leaves the file that was there
+        before, or the new one, whole.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written. A file that was there before is still there.
+        ValueError
+            If a parameter is not valid.
+
+        Warns
+        -----
+        UserWarning
+            If ``callbacks``, ``optimizer`` or ``random_state`` are objects, which no
+            file holds: the loaded estimator has their defaults.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=5, random_state=0).fit(X)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "iris.safetensors")
+        ...     vae.save(path)
+        ...     same = SigmaVAE.load(path)
+        >>> bool((same.transform(X) == vae.transform(X)).all())
+        True
+        """
+        check_is_fitted(self)
+        self._validate_params()
+        write_model(path, *describe(self))
+
+    @classmethod
+    def load(cls, path, *, device="auto", network=None, noise=None):
+        """Read a model that :meth:`save` wrote.
+
+        Nothing in the file is executed, so that files of strangers are safe to load,
+        and nothing in it is believed before it has been checked. The estimator has no
+        ``net_``; :meth:`partial_fit` and ``warm_start`` go on from the weights, with a
+        fresh optimizer.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        device : str or torch.device, default="auto"
+            Where the model is to be, wherever it was trained.
+        network : recipe, default=None
+            The network's recipe, if it is one of your own: files name its class, but
+            hold no code.
+        noise : NoiseModel, default=None
+            The noise model, if it is of a class of your own.
+
+        Returns
+        -------
+        vae : SigmaVAE
+            The fitted estimator.
+
+        Raises
+        ------
+        ModelFileError
+            If the file is damaged, of another kind or of a later version, or needs a
+            `network` or `noise`.
+        OSError
+            If there is no such file, or it cannot be read.
+        ValueError
+            If the device cannot be used.
+        """
+        resolve_device(device)
+        header, arrays = read_model(path)
+        with explain_file(path):
+            return restore(
+                cls, header, arrays, device=device, network=network, noise=noise
+            )
+
+    def __reduce_ex__(self, protocol):
+        # Pickles and copies hold everything, the net that goes on training too.
+        return copyreg.__newobj__, (type(self),), vars(self).copy()
+
+    def __getstate__(self):
+        """State of plain values and arrays, what skops puts in its files."""
+        if not self.__sklearn_is_fitted__():
+            return vars(self).copy()
+        header, arrays = describe(self)
+        state = {"header": header, "arrays": arrays}
+        return state | own_objects(self)
+
+    def __setstate__(self, state):
+        if "header" in state:
+            with explain_file("The state"):
+                state = vars(restore(type(self), device="auto", **state))
+        vars(self).update(state)
+
     # Private
 
     @property
@@ -753,7 +888,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return float(np.ravel(self.sigma_)[0] / self.module_.units.scale[0])
 
     def __sklearn_is_fitted__(self):
-        return hasattr(self, "net_")
+        return hasattr(self, "_model")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -877,7 +1012,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self.module_.layout.to_samples(self.module_.units.to_data(x))
 
     def _train(self, data, random_state, plan, continues):
-        previous = self.net_ if continues else None
+        previous = self._model if continues else None
         # Also under a caller's torch.no_grad() or torch.inference_mode().
         with torch.inference_mode(False), torch.enable_grad():
             net = train_net(self, data, random_state, plan, previous)
@@ -891,18 +1026,22 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        criterion, units = net.criterion_, net.module_.units
-        self.net_ = net
-        self.noise_ = criterion.noise
-        if criterion.learns_scale:
-            sigma = criterion.scale * units.scale
-            self.sigma_ = sigma if np.ptp(sigma) else float(sigma[0])
-        elif criterion.noise.has_scale:
+        if net.criterion_.learns_scale:
+            sigma = net.scale * net.module_.units.scale
+            sigma = sigma if np.ptp(sigma) else float(sigma[0])
+        elif net.noise.has_scale:
             # A copy: changing the parameter must not change the fitted model.
             sigma = np.array(self.sigma, dtype=np.float64)
-            self.sigma_ = sigma if sigma.ndim else float(sigma)
+            sigma = sigma if sigma.ndim else float(sigma)
         else:
-            self.sigma_ = None
-        self.n_iter_ = len(net.history)
-        self.n_active_components_ = net.n_active_components_
-        self.reconstruction_error_ = net.reconstruction_error_
+            sigma = None
+        self._set_model(net, sigma, len(net.history))
+
+    def _set_model(self, model, sigma, n_iter):
+        """Make a model, and the scale of its noise, that of this estimator."""
+        self._model = model
+        self.noise_ = model.noise
+        self.sigma_ = sigma
+        self.n_iter_ = n_iter
+        self.n_active_components_ = model.n_active_components_
+        self.reconstruction_error_ = model.reconstruction_error_

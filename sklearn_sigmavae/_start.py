@@ -15,7 +15,7 @@ from ._module import VAE, Units, blocks
 from ._net import isolated_rng
 from ._pca_init import PrincipalAxes, start_at_mean, start_at_pca
 from ._validation import check_sigma, resolve_network
-from .networks import build_networks
+from .networks import build_networks, class_name, known_recipe
 from .noise import resolve_noise
 
 # A learned scale stays above this fraction of the data's global scale: where the model
@@ -177,7 +177,12 @@ class Start:
         return self.data.select(self.vae.units, device, fraction, self.split_seed)
 
 
-def prepare(params, data, random_state, previous=None):
+def draw_seeds(random_state):
+    """Seeds of a fit: of its training, and of the choice of held-out rows."""
+    return tuple(random_state.randint(2**31 - 1, size=2).tolist())
+
+
+def prepare(params, data, seeds, previous=None):
     """Make a model that is ready to be trained.
 
     Parameters
@@ -186,10 +191,10 @@ def prepare(params, data, random_state, previous=None):
         Its parameters are read, its fitted attributes are not.
     data : TrainingData
         What to train on.
-    random_state : numpy.random.RandomState
-        Source of all randomness.
-    previous : BoundNet or None
-        Net to continue from; it is left as it is.
+    seeds : tuple of int
+        From :func:`draw_seeds`.
+    previous : BoundNet, LoadedModel or None
+        What to continue from; it is left as it is.
 
     Returns
     -------
@@ -200,7 +205,7 @@ def prepare(params, data, random_state, previous=None):
         if rows is not None:
             noise.check_data(rows)
     learns_sigma = noise.has_scale and isinstance(params.sigma, str)
-    seed, split_seed = random_state.randint(2**31 - 1, size=2).tolist()
+    seed, split_seed = seeds
     if previous is None:
         vae, scale = _start(params, data, noise, learns_sigma, seed)
     else:
@@ -233,7 +238,8 @@ def _start(params, data, noise, learns_sigma, seed):
         units = data.units(relative)
         scale = internal_scale(sigma, units)
     encoder, decoder, width, takes_float64 = data.networks(params, seed)
-    vae = VAE(encoder, decoder, units, layout, k, width, takes_float64).float()
+    recipe = known_recipe(_recipe(params))
+    vae = VAE(encoder, decoder, units, layout, k, width, takes_float64, recipe).float()
     if params.init == "pca" and noise.has_scale:
         axes = data.axes(units, k, seed)
         scale = start_at_pca(vae, axes, noise, scale, params.beta, MIN_LEARNED_SCALE)
@@ -246,11 +252,13 @@ def _start(params, data, noise, learns_sigma, seed):
 
 def make_networks(params, layout, seed):
     """New networks; see :func:`~sklearn_sigmavae.networks.build_networks`."""
-    recipe = resolve_network(
-        params.network, params.hidden_layer_sizes, params.activation
-    )
+    recipe = _recipe(params)
     with isolated_rng.alone(seed):
         return build_networks(recipe, layout, params.n_components, params.linear_path)
+
+
+def _recipe(params):
+    return resolve_network(params.network, params.hidden_layer_sizes, params.activation)
 
 
 def internal_scale(sigma, units):
@@ -313,7 +321,7 @@ def _continue(params, previous, noise, learns_sigma):
         )
     vae = deepcopy(previous.module_)
     if not noise.has_scale or learns_sigma:
-        return vae, previous.criterion_.scale
+        return vae, previous.scale
     sigma, _ = check_sigma(params.sigma, vae.layout)
     scale = sigma / vae.units.scale
     if not np.allclose(scale, scale[0], rtol=1e-6, atol=0):
@@ -344,7 +352,7 @@ def _comparable(value):
         return value
     if isinstance(value, list | tuple | np.ndarray):
         return tuple(map(_comparable, value))
-    return type(value)
+    return class_name(value)
 
 
 def _split(rows, validation_fraction, seed):

@@ -10,10 +10,11 @@ from sklearn.exceptions import ConvergenceWarning
 
 from ._batches import EvaluationBatches, Selection, SelectionStack
 from ._bound import NegativeBoundStack, kl_divergence
+from ._checkpoint import Checkpoint
 from ._device import explain_out_of_memory, matmul_precision
 from ._net import BoundNet, KeepBest, ProgressBar
 from ._stack import StackNet, VAEStack
-from ._start import MIN_LEARNED_SCALE, prepare, structure
+from ._start import MIN_LEARNED_SCALE, draw_seeds, prepare, structure
 from ._validation import check_callbacks, resolve_device, resolve_optimizer
 
 # Components with less KL than this, in nats, count as unused.
@@ -57,8 +58,10 @@ def train_net(params, data, random_state, plan, previous=None):
 
     Parameters
     ----------
-    params, data, random_state, previous
+    params, data, previous
         As for :func:`prepare`.
+    random_state : numpy.random.RandomState
+        Source of all randomness.
     plan : Plan
         How long to train, and how.
 
@@ -69,23 +72,33 @@ def train_net(params, data, random_state, plan, previous=None):
         the number of components in use in ``n_active_components_`` and the error of
         reconstructions in ``reconstruction_error_``.
     """
-    start = prepare(params, data, random_state, previous)
-    return train_prepared(start, plan, _callbacks(params), previous)
+    callbacks, checkpoint = _callbacks(params), None
+    # Of one epoch there is nothing to go on from.
+    if params.checkpoint_dir is None or plan.epochs < 2:
+        seeds = draw_seeds(random_state)
+    else:
+        device = resolve_device(params.device)
+        checkpoint = Checkpoint.of_fit(params, data, random_state, device, previous)
+        seeds = checkpoint.seeds
+    start = prepare(params, data, seeds, previous)
+    net = train_prepared(start, plan, callbacks, previous, checkpoint)
+    if checkpoint is not None:
+        checkpoint.remove()
+    return net
 
 
-def train_prepared(start, plan, callbacks=(), previous=None):
+def train_prepared(start, plan, callbacks=(), previous=None, checkpoint=None):
     """Train a model; see :func:`train_net`."""
     params, vae, criterion = start.params, start.vae, start.criterion
     device = resolve_device(params.device)
     with explain_out_of_memory(device, params.batch_size):
-        net = make_net(
-            params, vae, criterion, start.seed, plan, list(callbacks), device
-        )
+        callbacks = [*callbacks] if checkpoint is None else [*callbacks, checkpoint]
+        net = make_net(params, vae, criterion, start.seed, plan, callbacks, device)
         if previous is not None:
             net.resume(previous)
         selection, held_out = start.select(plan, device)
         if plan.epochs:
-            net.train(selection, held_out)
+            net.train(selection, held_out, checkpoint)
         rows = start.data.rows(vae.units, device)
         if criterion.learns_scale:
             net.learn_scale(Selection(rows))

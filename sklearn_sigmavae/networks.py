@@ -14,7 +14,7 @@ from itertools import pairwise
 from numbers import Integral
 
 import torch
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from torch import nn
 
 from ._layout import ImagesToRows, RowsToImages
@@ -192,6 +192,20 @@ class Conv(BaseEstimator):
             )
 
 
+# Those whose networks a file can name.
+RECIPES = {"MLP": MLP, "Conv": Conv}
+
+
+def known_recipe(recipe):
+    """A recipe of this module, a copy; of others the name of the class."""
+    return clone(recipe) if type(recipe) in RECIPES.values() else class_name(recipe)
+
+
+def class_name(value):
+    """Full name of the class of an object."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
 def is_count(value):
     """Whether a value is an integer of at least 1, and no boolean."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
@@ -238,8 +252,10 @@ def _keep_variance(layer, n_inputs):
     Torch's default shrinks activations from layer to layer, which keeps the networks
     nearly linear for long.
     """
-    nn.init.normal_(layer.weight, std=n_inputs**-0.5)
-    nn.init.zeros_(layer.bias)
+    # Where there is nothing to fill, torch would import for seconds.
+    if not layer.weight.is_meta:
+        nn.init.normal_(layer.weight, std=n_inputs**-0.5)
+        nn.init.zeros_(layer.bias)
     return layer
 
 
@@ -251,12 +267,12 @@ class _LinearPath(nn.Module):
     other network is multiplied by a learned gate.
     """
 
-    def __init__(self, network, n_in, n_out, probe):
+    def __init__(self, network, n_in, n_out, has_gate):
         super().__init__()
         self.linear = nn.Linear(n_in, n_out)
         # A network that is linear itself would add parameters and no function.
         self.network = None if _is_linear(network) else network
-        needs_gate = self.network is not None and not _starts_at_zero(network, probe)
+        needs_gate = self.network is not None and has_gate
         self.gate = nn.Parameter(torch.ones(())) if needs_gate else None
 
     def close(self):
@@ -279,8 +295,8 @@ class LinearPathEncoder(_LinearPath):
     it, which also keeps the variance of far outliers finite.
     """
 
-    def __init__(self, network, n_features, n_components, probe):
-        super().__init__(network, n_features, n_components, probe)
+    def __init__(self, network, n_features, n_components, has_gate):
+        super().__init__(network, n_features, n_components, has_gate)
         self.log_var = nn.Parameter(torch.zeros(n_components))
 
     def forward(self, x):
@@ -369,34 +385,85 @@ def build_networks(recipe, layout, n_components, linear_path):
         If a module's output has the wrong shape or type, the module cannot take its
         input or changes it, or there is nothing to train.
     """
-    owner = type(recipe).__name__
-    shape, n_features = layout.input_shape, layout.n_features
-    modules = recipe.encoder(shape, n_components), recipe.decoder(n_components, shape)
+    modules = _modules(recipe, layout, n_components)
     # Copies, both at once, since a recipe may return modules that it, another model, or
     # each of the two keeps. Recipes follow torch's default dtype; training does not.
-    encoder, decoder = (
+    modules = [
         module.float() if isinstance(module, nn.Module) else module
         for module in deepcopy(modules)
-    )
-    codes, rows = _probe((n_components,)), _probe((n_features,))
-    width = max(
-        _check_module(
-            f"encoder ({owner}.encoder)", encoder, _probe(shape), (2 * n_components,)
-        ),
-        _check_module(f"decoder ({owner}.decoder)", decoder, codes, shape),
-    )
-    encoder, decoder = layout.on_rows(encoder, decoder)
+    ]
+    width = _check_modules(recipe, modules, layout, n_components)
+    codes, rows = _probe((n_components,)), _probe((layout.n_features,))
+    encoder, decoder = layout.on_rows(*modules)
     if linear_path:
-        encoder = LinearPathEncoder(encoder, n_features, n_components, rows)
-        decoder = LinearPathDecoder(decoder, n_components, n_features, codes)
+        gates = not _starts_at_zero(encoder, rows), not _starts_at_zero(decoder, codes)
+        encoder, decoder = _add_linear_path(
+            encoder, decoder, layout, n_components, gates
+        )
     parameters = [*encoder.parameters(), *decoder.parameters()]
     if not any(parameter.requires_grad for parameter in parameters):
         raise ValueError(
-            f"The networks of {owner} have no parameters to train. Return modules with "
-            "some that require gradients, or set linear_path=True."
+            f"The networks of {type(recipe).__name__} have no parameters to train. "
+            "Return modules with some that require gradients, or set linear_path=True."
         )
     takes_float64 = _takes_float64(encoder, rows) and _takes_float64(decoder, codes)
     return encoder, decoder, width, takes_float64
+
+
+def rebuild_networks(recipe, layout, n_components, linear_path, fill):
+    """Networks of a recipe with weights that are at hand.
+
+    Those of this module's own recipes take neither time nor memory before it is known
+    that the weights fit.
+
+    Parameters
+    ----------
+    recipe, layout, n_components, linear_path
+        As for :func:`build_networks`.
+    fill : callable
+        Puts the weights into a module whose children are ``encoder`` and ``decoder``.
+        Its parameters may be on the device "meta", without values.
+
+    Returns
+    -------
+    encoder, decoder, width, takes_float64
+        As from :func:`build_networks`.
+    """
+    if type(recipe) not in RECIPES.values():
+        encoder, decoder, *facts = build_networks(
+            recipe, layout, n_components, linear_path
+        )
+        fill(nn.ModuleDict({"encoder": encoder, "decoder": decoder}))
+        return encoder, decoder, *facts
+    with torch.device("meta"):
+        modules = _modules(recipe, layout, n_components)
+        encoder, decoder = layout.on_rows(*modules)
+        if linear_path:
+            # Zeros in their last layers make their outputs zero.
+            gates = False, False
+            encoder, decoder = _add_linear_path(
+                encoder, decoder, layout, n_components, gates
+            )
+    fill(nn.ModuleDict({"encoder": encoder, "decoder": decoder}))
+    for module in modules:
+        # A linear network that the linear path has made superfluous.
+        if any(parameter.is_meta for parameter in module.parameters()):
+            module.to_empty(device="cpu")
+    width = _check_modules(recipe, modules, layout, n_components)
+    return encoder, decoder, width, True
+
+
+def _modules(recipe, layout, n_components):
+    shape = layout.input_shape
+    return recipe.encoder(shape, n_components), recipe.decoder(n_components, shape)
+
+
+def _add_linear_path(encoder, decoder, layout, n_components, gates):
+    n_features = layout.n_features
+    return (
+        LinearPathEncoder(encoder, n_features, n_components, gates[0]),
+        LinearPathDecoder(decoder, n_components, n_features, gates[1]),
+    )
 
 
 def _probe(shape):
@@ -412,6 +479,17 @@ def _takes_float64(module, probe):
     except Exception:
         return False
     return True
+
+
+def _check_modules(recipe, modules, layout, n_components):
+    """Check a recipe's modules; return the size of their widest layer."""
+    owner, shape = type(recipe).__name__, layout.input_shape
+    encoder, decoder = modules
+    rows, codes = _probe(shape), _probe((n_components,))
+    return max(
+        _check_module(f"encoder ({owner}.encoder)", encoder, rows, (2 * n_components,)),
+        _check_module(f"decoder ({owner}.decoder)", decoder, codes, shape),
+    )
 
 
 def _check_module(name, module, probe, shape_out):

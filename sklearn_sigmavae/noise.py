@@ -253,6 +253,10 @@ ALIASES = {
 }
 
 
+# Those that a file can name.
+NOISES = {cls.__name__: cls for cls in (GeneralizedNormalNoise, BernoulliNoise)}
+
+
 def resolve_noise(noise):
     """Noise model that a ``noise`` parameter stands for, its parameters checked."""
     model = ALIASES[noise] if isinstance(noise, str) else noise

@@ -27,7 +27,7 @@ from sklearn_sigmavae._stack import (
     stack_modules,
     stack_networks,
 )
-from sklearn_sigmavae._start import prepare
+from sklearn_sigmavae._start import draw_seeds, prepare
 from sklearn_sigmavae._training import Plan, train_stack
 from sklearn_sigmavae.networks import ACTIVATIONS
 
@@ -109,7 +109,9 @@ def starts_of(vaes, data, members=MEMBERS):
     for vae, (_, fold) in zip(vaes, members, strict=True):
         checked = vae._check_training_data(*data[fold])
         rows = shared.setdefault(fold, checked)
-        starts.append(prepare(vae, rows, check_random_state(vae.random_state)))
+        starts.append(
+            prepare(vae, rows, draw_seeds(check_random_state(vae.random_state)))
+        )
     return starts
 
 

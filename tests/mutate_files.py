@@ -1,0 +1,274 @@
+"""Loads mutated copies of a saved model, and tells what came of it.
+
+Usage: python mutate_files.py FILE N_FILES. It exits with 1 at the first file that does
+harm: it raises anything but ModelFileError, executes code, hangs or takes memory.
+"""
+
+import copy
+import io
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sklearn_sigmavae import ModelFileError, SigmaVAE
+
+# What loading data needs none of.
+FORBIDDEN = (
+    "exec",
+    "compile",
+    "marshal.loads",
+    "pickle.find_class",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "ctypes.dlopen",
+    "socket.connect",
+    "import",
+    "os.remove",
+    "os.rename",
+    "shutil.rmtree",
+)
+SECONDS, MEGABYTES = 10, 100
+
+HOSTILE = [
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**18,
+    2**63,
+    -(10**30),
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 10_000,
+    "../../etc/passwd",
+    "__class__",
+    [],
+    {},
+    [[]],
+    [10**9] * 20,
+    {"array": "sigma"},
+    {"array": "nothing"},
+    {"tuple": [1, 2]},
+    {"own": "os.system"},
+    {"class": "SigmaVAE", "params": {}},
+    {"__reduce__": ["os.system", ["true"]]},
+]
+
+
+class Bomb:
+    """Pickles that would make a file."""
+
+    def __reduce__(self):
+        return exec, ("open('bomb', 'w')",)
+
+
+def split(content):
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def join(header, body, size=None):
+    text = json.dumps(header).encode()
+    return (len(text) if size is None else size).to_bytes(8, "little") + text + body
+
+
+def places(value, found=None):
+    """All (container, key) pairs in nested dictionaries and lists."""
+    found = [] if found is None else found
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            found.append((value, key))
+            places(value[key], found)
+    return found
+
+
+def change_somewhere(value, rng):
+    container, key = rng.choice(places(value))
+    how = rng.randrange(4)
+    if how == 0:
+        del container[key]
+    elif how == 1 and isinstance(container, dict):
+        container[rng.choice(["x", "class", "own", "array", ""])] = container.pop(key)
+    else:
+        container[key] = copy.deepcopy(rng.choice(HOSTILE))
+
+
+def flip(content, rng):
+    changed = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 8, 64])):
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def flip_early(content, rng):
+    size = int.from_bytes(content[:8], "little")
+    return flip(content[: 8 + size], rng) + content[8 + size :]
+
+
+def truncate(content, rng):
+    return content[: rng.randrange(len(content))]
+
+
+def extend(content, rng):
+    return content + rng.randbytes(rng.choice([1, 100, 10_000]))
+
+
+def lie_about_size(content, rng):
+    header, body = split(content)
+    sizes = [0, 1, 2**22, 2**22 + 1, 10**8, 2**31, 2**63, 2**64 - 1, len(body)]
+    return join(header, body, rng.choice(sizes))
+
+
+def lie_about_arrays(content, rng):
+    header, body = split(content)
+    name = rng.choice([name for name in header if name != "__metadata__"])
+    change_somewhere({name: header[name]} if rng.random() < 0.1 else header[name], rng)
+    if rng.random() < 0.3:
+        dtypes = ["F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X"]
+        header[name]["dtype"] = rng.choice(dtypes)
+    if rng.random() < 0.3:
+        header[name]["shape"] = rng.choice([[], [0], [2**40], [2**33, 2**33], [-1]])
+    return join(header, body)
+
+
+def swap_arrays(content, rng):
+    header, body = split(content)
+    names = [name for name in header if name != "__metadata__"]
+    one, two = rng.sample(names, 2)
+    header[one], header[two] = header[two], header[one]
+    return join(header, body)
+
+
+def lie_about_model(content, rng):
+    header, body = split(content)
+    model = json.loads(header["__metadata__"]["sklearn_sigmavae"])
+    for _ in range(rng.choice([1, 1, 1, 2, 5])):
+        change_somewhere(model, rng)
+    header["__metadata__"]["sklearn_sigmavae"] = json.dumps(model)
+    return join(header, body)
+
+
+def spoil_text(content, rng):
+    header, body = split(content)
+    text = header["__metadata__"]["sklearn_sigmavae"]
+    start = rng.randrange(len(text))
+    insert = rng.choice(["[" * 3000, "{" * 3000, "9" * 5000, "NaN", "\0", "\ud800", ""])
+    text = text[:start] + insert + text[start + rng.randrange(50) :]
+    header["__metadata__"]["sklearn_sigmavae"] = text
+    return join(header, body)
+
+
+def special_numbers(content, rng):
+    header, body = split(content)
+    name = rng.choice([name for name in header if name != "__metadata__"])
+    start, end = header[name]["data_offsets"]
+    filling = rng.choice([b"\xff", b"\x00", b"\x7f", b"\x80"])
+    body = body[:start] + filling * (end - start) + body[end:]
+    return join(header, body)
+
+
+def other_kinds(content, rng):
+    stream = io.BytesIO()
+    kind = rng.randrange(6)
+    if kind == 0:
+        return pickle.dumps(Bomb(), protocol=rng.randrange(6))
+    if kind == 1:
+        torch.save({"weights": Bomb()}, stream)
+    elif kind == 2:
+        np.savez(stream, a=np.array([Bomb()], dtype=object))
+    elif kind == 3:
+        with zipfile.ZipFile(stream, "w") as file:
+            file.writestr("model", b"0" * 10**6)
+    elif kind == 4:
+        return rng.randbytes(rng.choice([0, 1, 7, 8, 9, 1000]))
+    else:
+        return content[:8] + pickle.dumps(Bomb())
+    return stream.getvalue()
+
+
+MUTATIONS = [
+    flip,
+    flip_early,
+    truncate,
+    extend,
+    lie_about_size,
+    lie_about_arrays,
+    swap_arrays,
+    lie_about_model,
+    lie_about_model,
+    spoil_text,
+    special_numbers,
+    other_kinds,
+]
+
+
+def main(path, n_files):
+    torch.set_num_threads(1)
+    rng, content, outcomes = random.Random(0), Path(path).read_bytes(), Counter()
+    rows = np.zeros((3, SigmaVAE.load(path, device="cpu").n_features_in_))
+    watching, events = False, []
+
+    def hook(event, args):
+        if watching and event.startswith(FORBIDDEN):
+            events.append((event, str(args)[:200]))
+
+    sys.addaudithook(hook)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    slowest = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        target = Path(folder, "mutated.safetensors")
+        for i in range(n_files + 1000):
+            if i == 1000:
+                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            mutation = rng.choice(MUTATIONS)
+            mutated = mutation(content, random.Random(i))
+            target.write_bytes(mutated)
+            # Modules that only errors need are imported by the first of them.
+            watching = i >= 1000
+            start = time.monotonic()
+            signal.alarm(SECONDS)
+            try:
+                SigmaVAE.load(target, device="cpu").transform(rows)
+                outcome = "loads"
+            except ModelFileError:
+                outcome = "ModelFileError"
+            except BaseException as error:
+                sys.exit(f"{mutation.__name__}, {i}: {type(error).__name__}: {error}")
+            signal.alarm(0)
+            watching = False
+            slowest = max(slowest, time.monotonic() - start)
+            if events or os.listdir(folder) != [target.name]:
+                sys.exit(f"{mutation.__name__}, {i}: {events} {os.listdir(folder)}")
+            if i >= 1000:
+                outcomes[outcome] += 1
+        os.chdir("/")
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    if grown > MEGABYTES:
+        sys.exit(f"Memory has grown by {grown:.0f} MB")
+    print(
+        f"{n_files} files, {outcomes['ModelFileError']} refused, "
+        f"{outcomes['loads']} still a model; nothing executed, slowest "
+        f"{1000 * slowest:.0f} ms, memory grown by {grown:.1f} MB"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
