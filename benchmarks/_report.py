@@ -43,6 +43,16 @@ def table_rows(what, times):
         yield f"| {what} | {name} | {np.median(t):.3g} | {spread} |"
 
 
+def publish(lines, output=None):
+    """Print lines as they come; write them to a file at the end, if one is given."""
+    seen = []
+    for line in lines:
+        print(line, flush=True)
+        seen.append(line)
+    if output:
+        output.write_text("\n".join(seen) + "\n")
+
+
 def environment():
     """The machine and how busy it is, the versions and the date."""
     return (

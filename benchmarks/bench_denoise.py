@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _data import load_mnist
-from _report import alternate, environment
+from _report import alternate, environment, publish
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
@@ -111,12 +111,7 @@ def main():
     torch.set_num_threads(args.threads)
     # At its default number of rounds IterativeImputer has not converged.
     warnings.simplefilter("ignore", ConvergenceWarning)
-    lines = []
-    for line in report(args):
-        print(line, flush=True)
-        lines.append(line)
-    if args.output:
-        args.output.write_text("\n".join(lines) + "\n")
+    publish(report(args), args.output)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _competitors import BARE, FITS, OURS, fit_bare, fit_pythae, standardise
-from _report import against_fastest, alternate, environment, table_rows
+from _report import against_fastest, alternate, environment, publish, table_rows
 from _workloads import Workload, load_images
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import train_test_split
@@ -243,12 +243,7 @@ def main():
     if any("mnist" in name for name in args.workloads):
         # Should MNIST be missing, let it be known now.
         load_images()
-    lines = []
-    for line in report(args.workloads, args.repeats, args.quick):
-        print(line, flush=True)
-        lines.append(line)
-    if args.output:
-        args.output.write_text("\n".join(lines) + "\n")
+    publish(report(args.workloads, args.repeats, args.quick), args.output)
 
 
 if __name__ == "__main__":

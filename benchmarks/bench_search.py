@@ -27,7 +27,7 @@ import numpy as np
 import skorch
 import torch
 from _competitors import PlainLoss, PlainVAE
-from _report import alternate, environment
+from _report import alternate, environment, publish
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
@@ -301,12 +301,7 @@ def main():
     # Processes that joblib starts compute on one thread each.
     os.environ.setdefault("LOKY_MAX_CPU_COUNT", "2")
     torch.set_num_threads(args.threads)
-    lines = []
-    for line in report(args):
-        print(line, flush=True)
-        lines.append(line)
-    if args.output:
-        args.output.write_text("\n".join(lines) + "\n")
+    publish(report(args), args.output)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ _OF_THE_MACHINE = ("device", "checkpoint_dir")
 # What ``set_output`` takes.
 _OUTPUTS = "default", "pandas", "polars"
 
-# Of longer histories the last epochs are kept.
-MAX_EPOCHS = 100_000
+# Of longer histories the last epochs are kept: as Python's objects they take far more
+# memory than in a file.
+_MAX_EPOCHS, _MAX_VALUES = 20_000, 400_000
 
 
 @dataclass(eq=False)
@@ -129,6 +130,7 @@ def describe(estimator):
     }
     describe_history(model.history, arrays)
     if hasattr(estimator, "feature_names_in_"):
+        # No name has a zero in it that came from a file or was typed.
         names = "\0".join(estimator.feature_names_in_)
         arrays["feature_names"] = np.frombuffer(names.encode(), dtype=np.uint8)
     return header, arrays
@@ -170,13 +172,14 @@ def _describe_object(value, kind, name, arrays):
 
 def describe_history(history, arrays):
     """Put columns of numbers among arrays, and which rows have one if not all do."""
-    history = list(history)[-MAX_EPOCHS:]
     columns = dict.fromkeys(name for row in history for name in row)
     # What is in them has been averaged; it may be of any size.
     columns.pop("batches", None)
+    n_kept = min(_MAX_EPOCHS, _MAX_VALUES // max(1, len(columns)))
+    history = list(history)[-n_kept:]
     for column in columns:
-        found = [(i, row[column]) for i, row in enumerate(history) if column in row]
-        rows, values = zip(*found, strict=True)
+        rows = [i for i, row in enumerate(history) if column in row]
+        values = [history[i][column] for i in rows]
         if not all(isinstance(value, Real | np.bool_) for value in values):
             continue
         encode(np.array(values), f"history.{column}", arrays)
@@ -250,9 +253,10 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
     estimator._set_model(model, sigma, int(header.number("n_iter")))
     estimator.n_features_in_ = vae.layout.n_features
     if "feature_names" in arrays:
-        names = arrays["feature_names"].tobytes().decode().split("\0")
-        if len(names) != estimator.n_features_in_:
+        names = arrays["feature_names"]
+        if np.count_nonzero(names == 0) + 1 != estimator.n_features_in_:
             raise ModelFileError("it has more or fewer names than features.")
+        names = names.tobytes().decode().split("\0")
         estimator.feature_names_in_ = np.array(names, dtype=object)
     if (output := header["output"]) is not None:
         if output not in _OUTPUTS:
@@ -418,8 +422,9 @@ def restore_history(arrays):
         if name.startswith("history.")
     }
     n_rows = max(map(len, columns.values()), default=0)
-    if n_rows > MAX_EPOCHS:
-        raise ModelFileError(f"its history has {n_rows} epochs.")
+    n_values = sum(array.size for array in columns.values())
+    if n_rows > _MAX_EPOCHS or n_values > _MAX_VALUES:
+        raise ModelFileError(f"its history of {n_rows} epochs is too long.")
     history = History({"batches": []} for _ in range(n_rows))
     for name, values in columns.items():
         rows = range(n_rows)

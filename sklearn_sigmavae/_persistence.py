@@ -12,6 +12,7 @@ import stat
 from contextlib import contextmanager, suppress
 from numbers import Integral, Real
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,7 +23,7 @@ _KEY = "sklearn_sigmavae"
 
 # Bytes that a header may have: enough for thousands of layers, and few enough that what
 # JSON makes of them takes little memory.
-_MAX_HEADER = 2**22
+_MAX_HEADER = 2**21
 
 # Lists of more numbers are kept as arrays.
 _MAX_LIST = 1000
@@ -264,7 +265,7 @@ class Header:
         if not isinstance(value, kind) or (
             isinstance(value, bool) and kind is not bool
         ):
-            raise ModelFileError(f"its '{name}' is {value!r}.")
+            raise ModelFileError(f"its '{name}' is {short(value)}.")
         return value
 
     def section(self, name):
@@ -275,12 +276,12 @@ class Header:
         """A finite number that is not negative."""
         value = self.take(name, (int, float))
         if not 0 <= value < math.inf:
-            raise ModelFileError(f"its '{name}' is {value!r}.")
+            raise ModelFileError(f"its '{name}' is {short(value)}.")
         return value
 
     def sizes(self, name, at_least=1):
         """Integers of at least that, in a tuple."""
         value = self.take(name, list)
         if not all(type(size) is int and size >= at_least for size in value):
-            raise ModelFileError(f"its '{name}' is {value!r}.")
+            raise ModelFileError(f"its '{name}' is {short(value)}.")
         return tuple(value)
