@@ -1,5 +1,6 @@
 """What a device holds, how exactly it computes, and how to keep it busy."""
 
+import os
 import threading
 import warnings
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,12 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 # Steps that run eagerly before one is captured, as CUDA asks: they build what must
 # exist by then, such as the optimizer's state.
 _WARM_UP_STEPS = 3
+
+
+# The threads of OpenMP are not in a forked child, where torch would wait for them for
+# ever. With one thread it asks for none.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def fits(n_bytes, device):

@@ -28,8 +28,9 @@ _MAX_HEADER = 2**21
 # Lists of more numbers are kept as arrays.
 _MAX_LIST = 1000
 
-# Types of arrays, as safetensors names them.
-_DTYPES = {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
+# Types of arrays, as safetensors names them, and as numpy does.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64"}
+_DTYPES |= {"I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
 
 class ModelFileError(ValueError):
@@ -59,7 +60,12 @@ def write_model(path, header, arrays):
     ------
     OSError
         If it cannot be written; then the file is what it was before.
+    TypeError
+        If an array is of a type that has no place in a file.
     """
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES.values():
+            raise TypeError(f"A file cannot hold '{name}', of type {array.dtype}.")
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     content = to_safetensors(arrays, metadata={_KEY: text})

@@ -20,7 +20,7 @@ from sklearn.utils._param_validation import (
     StrOptions,
     validate_params,
 )
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from ._bound import (
     bound_terms,
@@ -44,10 +44,9 @@ from ._refine import (
 from ._start import TrainingData, check_scale_in_range
 from ._training import ONE_EPOCH, Plan, train_net
 from ._validation import (
-    as_samples,
     check_noise_scale,
-    check_sample_shape,
-    count_dims,
+    check_rows,
+    check_samples,
     resolve_device,
     resolve_layout,
 )
@@ -905,31 +904,15 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _check_training_data(self, X, X_val=None, *, continues=False, minimum=2):
         if continues:
             layout = self.module_.layout
-            X = self._check_rows(X, layout, ensure_min_samples=minimum)
+            X = check_rows(self, X, layout, ensure_min_samples=minimum)
         else:
-            X = self._check_array(X, reset=True, ensure_min_samples=minimum)
+            X = check_samples(self, X, reset=True, ensure_min_samples=minimum)
             layout = resolve_layout(X.shape[1:], self.image_shape, self.channels_first)
             self.n_features_in_ = layout.n_features
             X = layout.to_rows(X)
         if X_val is not None:
-            X_val = self._check_rows(X_val, layout, name="X_val")
+            X_val = check_rows(self, X_val, layout, name="X_val")
         return TrainingData(X, X_val, layout)
-
-    def _check_rows(self, X, layout, name="X", **kwargs):
-        """Data as rows of samples of the shape that was fitted."""
-        X = as_samples(X)
-        n_dims = count_dims(X)
-        if n_dims > 2 or (n_dims == 2 and len(layout.sample_shape) > 1):
-            check_sample_shape(name, np.shape(X)[1:], layout.sample_shape)
-        return layout.to_rows(self._check_array(X, reset=False, **kwargs))
-
-    def _check_array(self, X, **kwargs):
-        X = as_samples(X)
-        if count_dims(X) > 2:
-            # scikit-learn would take the height of an image for its features.
-            kwargs |= {"allow_nd": True, "ensure_2d": False}
-        dtype = [np.float64, np.float32, np.uint8, np.uint16]
-        return validate_data(self, X, dtype=dtype, order="C", **kwargs)
 
     @contextmanager
     def _unchanged_on_failure(self):
@@ -947,7 +930,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _check_observed(self, X):
         """Noisy rows, with NaN where an entry is missing."""
-        X = self._check_rows(X, self.module_.layout, ensure_all_finite="allow-nan")
+        X = check_rows(self, X, self.module_.layout, ensure_all_finite="allow-nan")
         if not self.noise_.has_scale:
             self.noise_.check_data(X[~np.isnan(X)] if np.isnan(X).any() else X)
         return X
@@ -999,7 +982,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _infer(self, function, X, n_points=1):
         check_is_fitted(self)
-        X = self._check_rows(X, self.module_.layout, ensure_all_finite=False)
+        X = check_rows(self, X, self.module_.layout, ensure_all_finite=False)
         self.noise_.check_data(X)
         return run_in_blocks(self.module_, function, X, n_points)
 

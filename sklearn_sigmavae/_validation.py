@@ -5,6 +5,7 @@ from numbers import Integral
 
 import numpy as np
 import torch
+from sklearn.utils.validation import validate_data
 from skorch.callbacks import Callback
 
 from ._layout import Layout
@@ -15,6 +16,43 @@ _STACK = (
     "If they are images, bring them to one size and stack them in one array of shape "
     "(n, H, W) or (n, H, W, C), as np.stack does."
 )
+
+
+def check_rows(estimator, X, layout, name="X", **kwargs):
+    """Data as rows of samples of the shape that was fitted.
+
+    Parameters
+    ----------
+    estimator : SigmaVAE
+        What was fitted.
+    X : array-like
+        The data.
+    layout : Layout
+        Shape of the samples.
+    name : str, default="X"
+        What the data is called, for messages.
+    **kwargs
+        Those of scikit-learn's ``validate_data``.
+
+    Returns
+    -------
+    X : ndarray of shape (n_samples, n_features)
+    """
+    X = as_samples(X)
+    n_dims = count_dims(X)
+    if n_dims > 2 or (n_dims == 2 and len(layout.sample_shape) > 1):
+        check_sample_shape(name, np.shape(X)[1:], layout.sample_shape)
+    return layout.to_rows(check_samples(estimator, X, reset=False, **kwargs))
+
+
+def check_samples(estimator, X, **kwargs):
+    """Data as an array of a type that is trained on; see :func:`check_rows`."""
+    X = as_samples(X)
+    if count_dims(X) > 2:
+        # scikit-learn would take the height of an image for its features.
+        kwargs |= {"allow_nd": True, "ensure_2d": False}
+    dtype = [np.float64, np.float32, np.uint8, np.uint16]
+    return validate_data(estimator, X, dtype=dtype, order="C", **kwargs)
 
 
 def as_samples(X):

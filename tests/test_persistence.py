@@ -53,17 +53,23 @@ def test_a_kill_at_any_time_leaves_a_whole_file(vae, tmp_path, n_kills):
     rng = np.random.default_rng(0)
     n_cut = 0
     for _ in range(n_kills):
+        here, there = os.pipe()
         child = os.fork()
         if not child:
             try:
+                vae.save(path)
+                os.write(there, b"!")
                 while True:
                     wide.save(path)
                     vae.save(path)
             finally:
                 os._exit(1)
-        time.sleep(rng.uniform(0, 0.03))
+        os.read(here, 1)
+        time.sleep(rng.uniform(0, 0.02))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(here)
+        os.close(there)
         assert path.read_bytes() in contents
         SigmaVAE.load(path, device="cpu")
         left = [name for name in files_in(tmp_path) if name != path.name]
