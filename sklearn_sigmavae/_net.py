@@ -32,6 +32,10 @@ _VALIDATION_POINTS = 2048
 # The same for the learned scale of the noise, which is computed once.
 _SCALE_POINTS = 2**15
 
+# Losses of so many batches move into one tensor. Small tensors that outlive a batch lie
+# between the freed memory of large ones, which then cannot be used again.
+_LOSSES_TOGETHER = 32
+
 # Fewer steps than this are over before a graph is captured.
 _STEPS_TO_CAPTURE = 50
 
@@ -312,11 +316,16 @@ class BoundNet(NeuralNet):
         return self._mean_loss(self.get_iterator(dataset), self.validation_step)
 
     def _mean_loss(self, batches, step_fn):
-        losses, sizes = [], []
+        losses, recent, sizes = [], [], []
         for batch in batches:
-            losses.append(step_fn(batch)["loss"])
+            recent.append(step_fn(batch)["loss"])
             sizes.append(batch[0].shape[-2])
-        mean = np.average(torch.stack(losses).tolist(), axis=0, weights=sizes)
+            if len(recent) == _LOSSES_TOGETHER:
+                losses.append(torch.stack(recent))
+                recent.clear()
+        if recent:
+            losses.append(torch.stack(recent))
+        mean = np.average(torch.cat(losses).tolist(), axis=0, weights=sizes)
         loss = mean + np.asarray(self._constant)
         return loss if loss.ndim else float(loss)
 

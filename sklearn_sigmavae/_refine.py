@@ -31,6 +31,9 @@ _LEAST_WIDTH = 0.2
 # which see one: far from the maximum that is as good, and half the work.
 _SINGLE = 1 / 3
 
+# Steeper gradients have squares that leave the range of float32.
+_STEEPEST = 1e18
+
 # Every so many steps rows that have converged leave.
 _STEPS_TO_LEAVE = 10
 
@@ -350,8 +353,9 @@ class _Climb:
             loss = self.observed.energy(location).mean(0) + posterior.kl()
             (gradient,) = torch.autograd.grad(loss.sum(), self.at)
         self.at = self.at.detach()
-        # A row whose gradient is not finite stays where it is.
+        # A row whose gradient is not finite stays where it is; squares must be finite.
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+        gradient = gradient.clamp(-_STEEPEST, _STEEPEST)
         self.n_looks += 1
         self.gradient.lerp_(gradient, 1 - _MOMENTUM)
         self.square.lerp_(gradient * gradient, 1 - _MEMORY)

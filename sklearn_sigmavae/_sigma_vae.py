@@ -952,7 +952,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             raise ValueError("'noise' needs 'noise_scale', the scale of that noise.")
         if noise_scale is None:
             noise, scale = self.noise_, self.sigma_
-            scale = None if scale is None else np.atleast_2d(scale)
+            # One for each feature may have the shape of a sample.
+            scale = None if scale is None else np.ravel(scale)[np.newaxis]
         else:
             noise = self._observation_noise(noise)
             if isinstance(noise_scale, str) and noise_scale == "estimate":
