@@ -465,10 +465,13 @@ def estimate_scale(vae, noise, X):
     points = points[which % len(points)]
 
     def scale_of(location):
+        # In units of the largest residual, whose powers stay in the range of float32.
+        residual = ((y - location) * known).unsqueeze(-1)
+        largest = float(residual.abs().max()) or 1.0
         # The mean over one feature, and then over those that are known.
-        each = noise.mean_power(y.unsqueeze(-1), location.unsqueeze(-1))
-        power = (each * known).sum() / (known.sum() * len(location))
-        return max(float(power) ** (1 / noise.exponent), _MIN_SCALE)
+        each = noise.mean_power(residual / largest, torch.zeros_like(residual))
+        power = float(each.sum() / (known.sum() * len(location)))
+        return max(largest * power ** (1 / noise.exponent), _MIN_SCALE)
 
     scale, posterior = scale_of(torch.zeros_like(y).unsqueeze(0)), None
     for _ in range(_TRIALS):

@@ -12,7 +12,7 @@ from ._batches import EvaluationBatches, Selection, SelectionStack
 from ._bound import NegativeBoundStack, kl_divergence
 from ._checkpoint import Checkpoint
 from ._device import explain_out_of_memory, matmul_precision
-from ._net import BoundNet, KeepBest, ProgressBar
+from ._net import BoundNet, KeepBest, ProgressBar, divergence_error
 from ._stack import StackNet, VAEStack
 from ._start import MIN_LEARNED_SCALE, draw_seeds, prepare, structure
 from ._validation import check_callbacks, resolve_device, resolve_optimizer
@@ -227,11 +227,14 @@ def _conclude(net, rows, held_out):
     vae, noise = net.module_.eval(), net.criterion_.noise
     if net.criterion_.learns_scale:
         _warn_of_least_scale(net.criterion_.scale)
+    some = _some_of(Selection(rows))
     with matmul_precision(net.device):
-        net.n_active_components_ = _count_active(vae, rows)
-        net.reconstruction_error_ = _reconstruction_error(
-            vae, noise, held_out or Selection(rows)
-        )
+        # No epoch has seen what its last step did.
+        if net.max_epochs and not np.isfinite(net.validation_loss(some)):
+            raise divergence_error(len(net.history), net.lr)
+        net.n_active_components_ = _count_active(vae, some)
+        shown = some if held_out is None else _some_of(held_out)
+        net.reconstruction_error_ = _reconstruction_error(vae, noise, shown)
 
 
 def _callbacks(params):
@@ -263,11 +266,10 @@ def _warn_of_least_scale(scale):
         )
 
 
-def _batches_of_some(selection, vae):
-    """Batches of evenly chosen rows, with a pair of points for each."""
+def _some_of(selection):
+    """About a thousand evenly chosen rows of a selection."""
     step = max(1, len(selection) // ROWS_TO_EXAMINE)
-    some_rows = Selection(selection.rows, selection.index[::step])
-    return EvaluationBatches(some_rows, vae, 2)
+    return Selection(selection.rows, selection.index[::step])
 
 
 def _reconstruction_error(vae, noise, selection):
@@ -275,7 +277,7 @@ def _reconstruction_error(vae, noise, selection):
     unit = vae.units.mean_scale
     squares = []
     with torch.no_grad():
-        for x, eps in _batches_of_some(selection, vae):
+        for x, eps in EvaluationBatches(selection, vae, 2):
             mean, log_var = vae.encode(x)
             location = vae.decode(mean + torch.exp(0.5 * log_var) * eps)
             error = noise.mean(location.cpu().numpy()) - x.cpu().numpy()
@@ -283,9 +285,9 @@ def _reconstruction_error(vae, noise, selection):
     return float(unit * np.sqrt(np.concatenate(squares, axis=1).mean()))
 
 
-def _count_active(vae, rows):
+def _count_active(vae, selection):
     with torch.no_grad():
-        batches = (x for x, _ in _batches_of_some(Selection(rows), vae))
+        batches = (x for x, _ in EvaluationBatches(selection, vae, 2))
         kl = torch.cat([kl_divergence(*vae.encode(x)) for x in batches]).mean(dim=0)
     if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
         raise ValueError(

@@ -406,6 +406,14 @@ def test_divergence_is_an_error_that_names_the_way_out(vae, method, params):
     assert np.isfinite(vae.score(X))
 
 
+def test_the_last_step_may_diverge_too():
+    params = {"sigma": 1e-10, "optimizer": "sgd", "early_stopping": False}
+    # One step, whose loss is that of the start.
+    vae = small_vae(**params, max_iter=1, batch_size=100, hidden_layer_sizes=())
+    with _Unchanged(vae), pytest.raises(ValueError, match="diverged.* in epoch 1"):
+        vae.fit(X)
+
+
 @pytest.mark.parametrize("sigma", [1e-200, 1e200, 1e308, 5e-324])
 @pytest.mark.parametrize("max_iter", [0, 3])
 def test_a_sigma_in_other_units_than_the_data_is_an_error_that_says_so(
