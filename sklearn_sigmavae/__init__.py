@@ -2,6 +2,7 @@
 
 from ._denoising_display import DenoisingDisplay
 from ._display import SigmaPathDisplay
+from ._net import DivergenceError
 from ._path import SigmaPath, sigma_path
 from ._persistence import ModelFileError
 from ._search import BatchedGridSearchCV
@@ -13,6 +14,7 @@ __all__ = [
     "BatchedGridSearchCV",
     "BernoulliNoise",
     "DenoisingDisplay",
+    "DivergenceError",
     "GeneralizedNormalNoise",
     "ModelFileError",
     "SigmaPath",

@@ -4,13 +4,15 @@ A fit is known by its parameters and its data, so fits that share a folder do no
 and one that is started again finds its own.
 """
 
+import copy
+import dataclasses
 import hashlib
+import os
 import time
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from numbers import Number
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import joblib
 import numpy as np
@@ -19,16 +21,23 @@ from skorch.callbacks import Callback, PassthroughScoring
 
 from ._model_file import describe_history, restore_history
 from ._module import blocks
-from ._net import KeepBest
+from ._net import DivergenceError, KeepBest
 from ._persistence import (
     Header,
     ModelFileError,
+    check_types,
     explain_file,
     read_model,
     remove_temporaries,
     write_model,
 )
 from ._start import draw_seeds
+from ._validation import resolve_device
+
+try:
+    import fcntl
+except ImportError:  # where files are not locked
+    fcntl = None
 
 FORMAT = 1
 
@@ -37,6 +46,83 @@ _COST = 0.05
 
 # What changes nothing in the weights that a fit ends with, or cannot be compared.
 _IRRELEVANT = ("callbacks", "checkpoint_dir", "device", "random_state", "verbose")
+
+
+@contextmanager
+def checkpoint_of(params, plan, data, random_state, previous):
+    """Context with the checkpoint of a fit, or None if it has none.
+
+    At the end of the context the fit is done, and the file is removed.
+
+    Parameters
+    ----------
+    params : SigmaVAE
+        The estimator, for its parameters.
+    plan : Plan
+        How long to train.
+    data : TrainingData
+        What it is fitted to.
+    random_state : numpy.random.RandomState
+        Source of the seeds.
+    previous : BoundNet, LoadedModel or None
+        What it continues from.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written to.
+    ValueError
+        If the parameters cannot be told from others.
+    ModelFileError
+        If there is a checkpoint that cannot be read.
+    """
+    # Of one epoch there is nothing to go on from.
+    if params.checkpoint_dir is None or plan.epochs < 2:
+        yield None
+        return
+    folder = Path(params.checkpoint_dir).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"fit-{_key(params, data, random_state, previous)}.safetensors"
+    with _claim(path.with_suffix(".lock")) as is_claimed:
+        if not is_claimed:
+            warnings.warn(
+                "Another fit with the same parameters and data is under way, to which "
+                f"the checkpoint {path} belongs: this one has none.",
+                stacklevel=2,
+            )
+            yield None
+            return
+        checkpoint = Checkpoint(path, draw_seeds(random_state))
+        try:
+            yield checkpoint
+        except DivergenceError:
+            # So it would again.
+            checkpoint.remove()
+            raise
+        checkpoint.remove()
+
+
+@contextmanager
+def _claim(path):
+    """Context that says whether no other has claimed a path.
+
+    The system ends a claim with its process, however that ends.
+    """
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open(path, "w"))
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            # Its owner may have removed it in between.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    break
+        stack.callback(path.unlink, missing_ok=True)
+        yield True
 
 
 class Checkpoint(Callback):
@@ -54,7 +140,7 @@ class Checkpoint(Callback):
         self.path = path
         self.n_done = 0
         self.header, self.arrays = None, None
-        self.cost, self.written = 0.0, -np.inf
+        self.cost, self.written, self.has_warned = 0.0, -np.inf, False
         remove_temporaries(path)
         if path.exists():
             self.header, self.arrays = read_model(path, "checkpoint")
@@ -65,42 +151,11 @@ class Checkpoint(Callback):
                 seeds = header.sizes("seeds", at_least=0)
         self.seeds = seeds
 
-    @classmethod
-    def of_fit(cls, params, data, random_state, device, previous):
-        """Checkpoint of a fit, in the folder that its parameters name.
-
-        Parameters
-        ----------
-        params : SigmaVAE
-            The estimator, for its parameters.
-        data : TrainingData
-            What it is fitted to.
-        random_state : numpy.random.RandomState
-            Source of the seeds.
-        device : torch.device
-            Where it is trained.
-        previous : BoundNet, LoadedModel or None
-            What it continues from.
-
-        Raises
-        ------
-        OSError
-            If the folder cannot be written to.
-        ValueError
-            If the parameters cannot be told from others.
-        ModelFileError
-            If there is a checkpoint that cannot be read.
-        """
-        folder = Path(params.checkpoint_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-        key = _key(params, data, random_state, device, previous)
-        return cls(folder / f"fit-{key}.safetensors", draw_seeds(random_state))
-
     def restore(self, net):
         """Put a net where the checkpoint was, if there is one."""
         if self.header is None:
+            # What cannot be kept is told now, not in an hour.
+            check_types(_named("module", net.module_.state_dict()))
             return
         with explain_file(self.path, "checkpoint"):
             self.n_done = _restore(net, Header(self.header), self.arrays)
@@ -125,10 +180,13 @@ class Checkpoint(Callback):
             write_model(self.path, header, arrays)
         except OSError as error:
             # What has been trained is worth more.
-            warnings.warn(
-                f"The checkpoint could not be written, training goes on: {error}",
-                stacklevel=2,
-            )
+            if not self.has_warned:
+                warnings.warn(
+                    f"The checkpoint {self.path} could not be written, training goes "
+                    f"on: {error}",
+                    stacklevel=2,
+                )
+            self.has_warned = True
         self.written = time.monotonic()
         self.cost = self.written - start
 
@@ -138,23 +196,24 @@ class Checkpoint(Callback):
             self.path.unlink(missing_ok=True)
 
 
-def _key(params, data, random_state, device, previous):
+def _key(params, data, random_state, previous):
     """What tells a fit from others."""
     considered = params.get_params(deep=False)
     for name in _IRRELEVANT:
-        del considered[name]
+        considered.pop(name, None)
     # An int, or where a generator is; None is a new one each time.
     if params.random_state is not None:
         considered["random_state"] = random_state.get_state()
-    considered["device"] = str(device)
+    considered["device"] = str(resolve_device(params.device))
+    considered["layout"] = dataclasses.astuple(data.layout)
     try:
         described = joblib.hash(considered)
+        is_stable = joblib.hash(copy.deepcopy(considered)) == described
     # As many types as there are reasons.
     except Exception as error:
-        raise ValueError(
-            "With 'checkpoint_dir' fits are told apart by their parameters, so all of "
-            f"them must be such that they can be pickled: {error}"
-        ) from error
+        raise ValueError(_NOT_COMPARABLE.format(error)) from error
+    if not is_stable:
+        raise ValueError(_NOT_COMPARABLE.format("a copy of one differs from it"))
     digest = hashlib.blake2b(described.encode(), digest_size=16)
     for X in (data.X, data.X_val):
         if X is not None:
@@ -163,9 +222,19 @@ def _key(params, data, random_state, device, previous):
                 digest.update(np.ascontiguousarray(X[block]))
     if previous is not None:
         digest.update(str(len(previous.history)).encode())
-        for value in previous.module_.state_dict().values():
-            digest.update(value.cpu().numpy())
+        state = list(previous.module_.state_dict().values())
+        if hasattr(previous, "optimizer_"):
+            for values in previous.optimizer_.state_dict()["state"].values():
+                state += filter(torch.is_tensor, values.values())
+        for value in state:
+            digest.update(value.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+_NOT_COMPARABLE = (
+    "With 'checkpoint_dir' fits are told apart by their parameters, which must be such "
+    "that they can be pickled and compared. These are not: {}."
+)
 
 
 # What a net's training depends on
@@ -215,6 +284,7 @@ def _restore(net, header, arrays):
     for group, rate in zip(groups, header.take("rates", list), strict=True):
         group["lr"] = rate
     net.optimizer_.load_state_dict({"state": states, "param_groups": groups})
+    net.note_rates()
     if net.scheduler_ is not None:
         net.scheduler_.load_state_dict(header.take("scheduler", dict))
     states = _tensors("generator", arrays)

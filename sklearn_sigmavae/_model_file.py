@@ -9,6 +9,7 @@ import platform
 import warnings
 from dataclasses import dataclass
 from numbers import Real
+from reprlib import repr as short
 
 import numpy as np
 import sklearn
@@ -18,6 +19,7 @@ from skorch.history import History
 
 from ._layout import Layout
 from ._module import VAE, Units
+from ._net import isolated_rng
 from ._persistence import Header, ModelFileError, decode, encode
 from ._start import check_scale_in_range
 from ._validation import resolve_device
@@ -50,7 +52,7 @@ _OUTPUTS = "default", "pandas", "polars"
 
 # Of longer histories the last epochs are kept: as Python's objects they take far more
 # memory than in a file.
-_MAX_EPOCHS, _MAX_VALUES = 20_000, 400_000
+_MAX_EPOCHS, _COLUMNS = 20_000, 20
 
 
 @dataclass(eq=False)
@@ -94,6 +96,11 @@ def describe(estimator):
     -------
     header : dict
     arrays : dict of ndarray
+
+    Raises
+    ------
+    ValueError
+        If names of features cannot be kept.
     """
     model, arrays = estimator._model, {}
     vae, units = model.module_, model.module_.units
@@ -128,10 +135,11 @@ def describe(estimator):
         "n_iter": estimator.n_iter_,
         "output": getattr(estimator, "_sklearn_output_config", {}).get("transform"),
     }
-    describe_history(model.history, arrays)
+    describe_history(model.history, arrays, _MAX_EPOCHS)
     if hasattr(estimator, "feature_names_in_"):
-        # No name has a zero in it that came from a file or was typed.
         names = "\0".join(estimator.feature_names_in_)
+        if names.count("\0") >= estimator.n_features_in_:
+            raise ValueError("A file cannot hold names of features with a zero byte.")
         arrays["feature_names"] = np.frombuffer(names.encode(), dtype=np.uint8)
     return header, arrays
 
@@ -170,19 +178,26 @@ def _describe_object(value, kind, name, arrays):
     }
 
 
-def describe_history(history, arrays):
+def describe_history(history, arrays, max_epochs=None):
     """Put columns of numbers among arrays, and which rows have one if not all do."""
+    history = list(history)
     columns = dict.fromkeys(name for row in history for name in row)
     # What is in them has been averaged; it may be of any size.
     columns.pop("batches", None)
-    n_kept = min(_MAX_EPOCHS, _MAX_VALUES // max(1, len(columns)))
-    history = list(history)[-n_kept:]
+    if max_epochs is not None:
+        history = history[
+            -min(max_epochs, max_epochs * _COLUMNS // max(1, len(columns))) :
+        ]
     for column in columns:
         rows = [i for i, row in enumerate(history) if column in row]
         values = [history[i][column] for i in rows]
         if not all(isinstance(value, Real | np.bool_) for value in values):
             continue
-        encode(np.array(values), f"history.{column}", arrays)
+        values = np.array(values)
+        # Not integers beyond 64 bits.
+        if values.dtype.kind not in "fib":
+            continue
+        arrays[f"history.{column}"] = values
         if len(rows) < len(history):
             arrays[f"rows.{column}"] = np.array(rows, dtype=np.int32)
 
@@ -233,7 +248,9 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
         name: objects.restore_param(name, value)
         for name, value in header.take("params", dict).items()
     }
-    estimator = cls(**params, device=device)
+    estimator = cls(**params)
+    if "device" in estimator.get_params(deep=False):
+        estimator.set_params(device=device)
     estimator._validate_params()
     recipe = objects.restore("network", header["network"])
     noise = objects.restore("noise", header["noise"])
@@ -243,7 +260,7 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
     sigma, scale = _restore_scale(vae, noise, arrays)
     model = LoadedModel(
         vae.to(resolve_device(device)).eval(),
-        restore_history(arrays),
+        restore_history(arrays, _MAX_EPOCHS),
         dict(decode(header["structure"], arrays)),
         noise,
         scale,
@@ -300,12 +317,19 @@ class _Objects:
         return known[kind](**{key: decode(item, self.arrays) for key, item in params})
 
     def _take_own(self, name, kind):
-        self.used.add(name)
         if self.own[name] is None:
             raise ModelFileError(
                 f"its {name} is one of your own, {kind}. Pass such an object: "
                 f"SigmaVAE.load(path, {name}=...)."
             )
+        if name not in self.used and kind != class_name(self.own[name]):
+            warnings.warn(
+                f"The {name} that the file was made with is {short(kind)}, that which "
+                f"was given {class_name(self.own[name])}. If they are not the same, "
+                "nor are the results.",
+                stacklevel=2,
+            )
+        self.used.add(name)
         return self.own[name]
 
     def refuse_unused(self):
@@ -343,13 +367,15 @@ def _restore_module(header, arrays, recipe):
     if n_layers > len(arrays):
         raise ModelFileError("its network has more layers than weights.")
 
-    encoder, decoder, width, takes_float64 = rebuild_networks(
-        recipe,
-        layout,
-        n_components,
-        header.take("linear_path", bool),
-        lambda module: _fill(module, arrays),
-    )
+    # Networks of the caller's own begin at random weights.
+    with isolated_rng.alone(0):
+        encoder, decoder, width, takes_float64 = rebuild_networks(
+            recipe,
+            layout,
+            n_components,
+            header.take("linear_path", bool),
+            lambda module: _fill(module, arrays),
+        )
     return VAE(
         encoder,
         decoder,
@@ -380,9 +406,12 @@ def _fill(module, arrays):
             "its weights are not those of its network"
             + (f": {names} are of one alone." if names else ", but of another shape.")
         )
-    if any(value.is_meta for value in expected.values()):
-        module.to_empty(device="cpu")
-    module.load_state_dict(state)
+    if all(value.is_meta for value in expected.values()):
+        # In memory of torch's own, which is aligned.
+        state = {name: value.clone() for name, value in state.items()}
+        module.load_state_dict(state, assign=True)
+    else:
+        module.load_state_dict(state)
 
 
 def _restore_units(arrays, n_features):
@@ -414,7 +443,7 @@ def _float64(arrays, name):
     return arrays[name]
 
 
-def restore_history(arrays):
+def restore_history(arrays, max_epochs=math.inf):
     """History whose columns are among arrays; see :func:`describe_history`."""
     columns = {
         name.removeprefix("history."): array
@@ -423,7 +452,7 @@ def restore_history(arrays):
     }
     n_rows = max(map(len, columns.values()), default=0)
     n_values = sum(array.size for array in columns.values())
-    if n_rows > _MAX_EPOCHS or n_values > _MAX_VALUES:
+    if n_rows > max_epochs or n_values > max_epochs * _COLUMNS:
         raise ModelFileError(f"its history of {n_rows} epochs is too long.")
     history = History({"batches": []} for _ in range(n_rows))
     for name, values in columns.items():

@@ -93,7 +93,13 @@ class BoundNet(NeuralNet):
             state = deepcopy(other.optimizer_.state_dict())
             state["param_groups"] = self.optimizer_.state_dict()["param_groups"]
             self.optimizer_.load_state_dict(state)
+        self.note_rates()
         return self
+
+    def note_rates(self):
+        """Note the learning rate, as schedulers of torch want it that go on."""
+        for group in self.optimizer_.param_groups:
+            group.setdefault("initial_lr", self.lr)
 
     def train(self, selection, held_out, checkpoint=None):
         """Train for ``max_epochs`` epochs.
@@ -354,9 +360,17 @@ class StopTraining(Exception):
     """Raised by a callback, ends the training and keeps what it reached."""
 
 
+class DivergenceError(ValueError):
+    """Training has left what float32 can hold: the loss, or weights, are not finite.
+
+    The estimator is then what it was before. A smaller ``learning_rate``, or a larger
+    ``sigma`` or ``batch_size``, helps.
+    """
+
+
 def divergence_error(epoch, learning_rate):
     """The error that tells that the loss is no longer finite."""
-    return ValueError(
+    return DivergenceError(
         f"Training diverged: the loss is no longer finite in epoch {epoch}. Lower "
         f"learning_rate (now {learning_rate:g}), or raise sigma or batch_size; if that "
         "does not help, look for outliers in X."

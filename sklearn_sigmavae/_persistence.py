@@ -4,6 +4,7 @@ The format is that of safetensors, whose header holds the dictionary as JSON. No
 in a file is ever executed, and nothing is believed before it has been checked.
 """
 
+import errno
 import json
 import math
 import os
@@ -62,16 +63,16 @@ def write_model(path, header, arrays):
         If it cannot be written; then the file is what it was before.
     TypeError
         If an array is of a type that has no place in a file.
+    ValueError
+        If the dictionary is too large for a header.
     """
-    for name, array in arrays.items():
-        if array.dtype.name not in _DTYPES.values():
-            raise TypeError(f"A file cannot hold '{name}', of type {array.dtype}.")
+    check_types(arrays)
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     content = to_safetensors(arrays, metadata={_KEY: text})
     if _header_size(content) > _MAX_HEADER:
         raise ValueError("The model has too many layers, or parameters, for a file.")
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     temporary = target.with_name(f"{_beginning(target)}{secrets.token_hex(8)}.tmp")
     try:
         # As open does it, but never into a file that is there.
@@ -91,6 +92,31 @@ def write_model(path, header, arrays):
             os.unlink(temporary)
         raise
     _sync_folder(target.parent)
+
+
+def check_types(arrays):
+    """Raise ``TypeError`` if an array is of a type that has no place in a file."""
+    for name, array in arrays.items():
+        if array.dtype.name not in _DTYPES.values():
+            raise TypeError(f"A file cannot hold '{name}', of type {array.dtype}.")
+
+
+def _target(path):
+    """The file that a path stands for, which may not exist yet."""
+    target = Path(os.path.realpath(os.fsdecode(path)))
+    with suppress(FileNotFoundError):
+        mode = os.stat(target).st_mode
+        if stat.S_ISDIR(mode):
+            error = errno.EISDIR
+        elif not stat.S_ISREG(mode):
+            # A device, or a pipe, must not become a file.
+            error = errno.EINVAL
+        else:
+            return target
+        raise OSError(error, os.strerror(error), os.fspath(path))
+    if os.fsdecode(path).endswith(os.sep):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    return target
 
 
 def _beginning(target):
@@ -139,6 +165,7 @@ def read_model(path, kind="model"):
     OSError
         If there is none, or it cannot be read.
     """
+    path = os.fsdecode(path)
     # To open a pipe would wait for somebody to write to it.
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise ModelFileError(f"{os.fspath(path)} is not a regular file.")
@@ -222,6 +249,10 @@ def encode(value, name, arrays):
         return int(value)
     if isinstance(value, Real):
         return float(value)
+    if isinstance(value, range):
+        value = list(value)
+    elif not isinstance(value, tuple | list) and hasattr(value, "__array__"):
+        value = np.asarray(value)
     if isinstance(value, tuple | list) and len(value) > _MAX_LIST:
         value = np.asarray(value)
     if isinstance(value, tuple | list):

@@ -1,6 +1,5 @@
 """The estimator: validate, hand over, return arrays."""
 
-import copyreg
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
@@ -384,9 +383,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ------
         ValueError, TypeError
             If a parameter or the data is not valid, before training starts.
-        ValueError
-            If the loss becomes non-finite. As after any failed call, the estimator is
-            then what it was before.
+        DivergenceError
+            If the loss becomes non-finite, a ``ValueError``. As after any failed call,
+            the estimator is then what it was before.
         MemoryError
             If the device runs out of memory.
         OSError
@@ -788,6 +787,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If it cannot be written. A file that was there before is still there.
         ValueError
             If a parameter is not valid.
+        TypeError
+            If a network of your own has values of a type that no file holds.
 
         Warns
         -----
@@ -858,21 +859,23 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def __reduce_ex__(self, protocol):
         # Pickles and copies hold everything, the net that goes on training too.
-        return copyreg.__newobj__, (type(self),), vars(self).copy()
+        return _with_attributes, (type(self), vars(self).copy())
 
     def __getstate__(self):
         """State of plain values and arrays, what skops puts in its files."""
+        self._validate_params()
         if not self.__sklearn_is_fitted__():
-            return vars(self).copy()
+            return {"params": self.get_params(deep=False)}
         header, arrays = describe(self)
-        state = {"header": header, "arrays": arrays}
-        return state | own_objects(self)
+        return {"header": header, "arrays": arrays} | own_objects(self)
 
     def __setstate__(self, state):
-        if "header" in state:
-            with explain_file("The state"):
-                state = vars(restore(type(self), device="auto", **state))
-        vars(self).update(state)
+        with explain_file("The state"):
+            if "params" in state:
+                self.__init__(**state["params"])
+                self._validate_params()
+            else:
+                vars(self).update(vars(restore(type(self), device="auto", **state)))
 
     # Private
 
@@ -1029,3 +1032,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.n_iter_ = n_iter
         self.n_active_components_ = model.n_active_components_
         self.reconstruction_error_ = model.reconstruction_error_
+
+
+def _with_attributes(cls, attributes):
+    """Estimator with attributes, for pickle."""
+    estimator = cls.__new__(cls)
+    vars(estimator).update(attributes)
+    return estimator

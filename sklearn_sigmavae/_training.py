@@ -10,9 +10,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from ._batches import EvaluationBatches, Selection, SelectionStack
 from ._bound import NegativeBoundStack, kl_divergence
-from ._checkpoint import Checkpoint
+from ._checkpoint import checkpoint_of
 from ._device import explain_out_of_memory, matmul_precision
-from ._net import BoundNet, KeepBest, ProgressBar, divergence_error
+from ._net import BoundNet, DivergenceError, KeepBest, ProgressBar, divergence_error
 from ._stack import StackNet, VAEStack
 from ._start import MIN_LEARNED_SCALE, draw_seeds, prepare, structure
 from ._validation import check_callbacks, resolve_device, resolve_optimizer
@@ -72,19 +72,11 @@ def train_net(params, data, random_state, plan, previous=None):
         the number of components in use in ``n_active_components_`` and the error of
         reconstructions in ``reconstruction_error_``.
     """
-    callbacks, checkpoint = _callbacks(params), None
-    # Of one epoch there is nothing to go on from.
-    if params.checkpoint_dir is None or plan.epochs < 2:
-        seeds = draw_seeds(random_state)
-    else:
-        device = resolve_device(params.device)
-        checkpoint = Checkpoint.of_fit(params, data, random_state, device, previous)
-        seeds = checkpoint.seeds
-    start = prepare(params, data, seeds, previous)
-    net = train_prepared(start, plan, callbacks, previous, checkpoint)
-    if checkpoint is not None:
-        checkpoint.remove()
-    return net
+    callbacks = _callbacks(params)
+    with checkpoint_of(params, plan, data, random_state, previous) as checkpoint:
+        seeds = draw_seeds(random_state) if checkpoint is None else checkpoint.seeds
+        start = prepare(params, data, seeds, previous)
+        return train_prepared(start, plan, callbacks, previous, checkpoint)
 
 
 def train_prepared(start, plan, callbacks=(), previous=None, checkpoint=None):
@@ -290,7 +282,7 @@ def _count_active(vae, selection):
         batches = (x for x, _ in EvaluationBatches(selection, vae, 2))
         kl = torch.cat([kl_divergence(*vae.encode(x)) for x in batches]).mean(dim=0)
     if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
-        raise ValueError(
+        raise DivergenceError(
             "Training diverged: the weights are no longer finite. Lower learning_rate, "
             "or raise sigma or batch_size."
         )

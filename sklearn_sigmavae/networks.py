@@ -77,6 +77,10 @@ class MLP(BaseEstimator):
         unflatten = [nn.Unflatten(1, output_shape)] if len(output_shape) > 1 else []
         return nn.Sequential(*layers, *unflatten)
 
+    def _width(self, shape, n_components):
+        """Most numbers that a layer makes of one row or code."""
+        return max(math.prod(shape), 2 * n_components, *self.hidden_layer_sizes)
+
     def _check_parameters(self):
         _check_sizes(self, "hidden_layer_sizes")
         _check_activation(self)
@@ -163,6 +167,17 @@ class Conv(BaseEstimator):
             n_inputs = n_in * self.kernel_size**2 / 4
             layers += [_keep_variance(convolution, n_inputs), activation()]
         return nn.Sequential(*layers[:-1])
+
+    def _width(self, shape, n_components):
+        """Most numbers that a layer makes of one row or code."""
+        _, sizes = self._levels(shape)
+        levels = zip(self.channels, sizes[1:], strict=True)
+        return max(
+            math.prod(shape),
+            2 * n_components,
+            *self.hidden_layer_sizes,
+            *(n_channels * math.prod(size) for n_channels, size in levels),
+        )
 
     def _levels(self, shape):
         """Number of channels of an image, and its size at each level."""
@@ -436,7 +451,7 @@ def rebuild_networks(recipe, layout, n_components, linear_path, fill):
         fill(nn.ModuleDict({"encoder": encoder, "decoder": decoder}))
         return encoder, decoder, *facts
     with torch.device("meta"):
-        modules = _modules(recipe, layout, n_components)
+        modules = [module.float() for module in _modules(recipe, layout, n_components)]
         encoder, decoder = layout.on_rows(*modules)
         if linear_path:
             # Zeros in their last layers make their outputs zero.
@@ -445,12 +460,7 @@ def rebuild_networks(recipe, layout, n_components, linear_path, fill):
                 encoder, decoder, layout, n_components, gates
             )
     fill(nn.ModuleDict({"encoder": encoder, "decoder": decoder}))
-    for module in modules:
-        # A linear network that the linear path has made superfluous.
-        if any(parameter.is_meta for parameter in module.parameters()):
-            module.to_empty(device="cpu")
-    width = _check_modules(recipe, modules, layout, n_components)
-    return encoder, decoder, width, True
+    return encoder, decoder, recipe._width(layout.input_shape, n_components), True
 
 
 def _modules(recipe, layout, n_components):
@@ -460,9 +470,10 @@ def _modules(recipe, layout, n_components):
 
 def _add_linear_path(encoder, decoder, layout, n_components, gates):
     n_features = layout.n_features
+    # Torch's default type may be another.
     return (
-        LinearPathEncoder(encoder, n_features, n_components, gates[0]),
-        LinearPathDecoder(decoder, n_components, n_features, gates[1]),
+        LinearPathEncoder(encoder, n_features, n_components, gates[0]).float(),
+        LinearPathDecoder(decoder, n_components, n_features, gates[1]).float(),
     )
 
 

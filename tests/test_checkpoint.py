@@ -8,7 +8,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, LRScheduler
 from small_vae import (
     DropoutNetwork,
     EpochRecorder,
@@ -20,7 +20,13 @@ from small_vae import (
     weights,
 )
 
-from sklearn_sigmavae import BatchedGridSearchCV, ModelFileError, SigmaVAE, _checkpoint
+from sklearn_sigmavae import (
+    BatchedGridSearchCV,
+    DivergenceError,
+    ModelFileError,
+    SigmaVAE,
+    _checkpoint,
+)
 
 X = low_rank_rows()
 
@@ -80,6 +86,7 @@ def rows_of(history):
         {"optimizer": "adamw", "precision": "bfloat16"},
         {"network": DropoutNetwork()},
         {"init": "random", "linear_path": False},
+        {"hidden_layer_sizes": ()},
     ],
     ids=str,
 )
@@ -182,6 +189,89 @@ def test_other_data_is_another_fit(folder, value):
     assert callback_of(vae, EpochCounter).n == 10
 
 
+def test_another_shape_of_images_is_another_fit(folder):
+    images = low_rank_rows(n_features=12)
+    interrupted(folder, 6, images.reshape(-1, 3, 4))
+    vae = small_vae(max_iter=10, checkpoint_dir=folder, callbacks=[EpochCounter()])
+    vae.fit(images.reshape(-1, 4, 3))
+    assert callback_of(vae, EpochCounter).n == 10
+
+
+def test_schedules_of_skorch_go_on(folder):
+    params = {"lr_schedule": "constant", "max_iter": 10}
+    schedule = LRScheduler("StepLR", step_size=2, gamma=0.5)
+    whole = small_vae(**params, callbacks=[schedule]).fit(X)
+    vae = small_vae(**params, checkpoint_dir=folder)
+    vae.set_params(callbacks=[schedule, Raiser(Stop(), 6)])
+    with pytest.raises(Stop):
+        vae.fit(X)
+    vae.set_params(callbacks=[schedule]).fit(X)
+    assert same_weights(weights(vae), weights(whole))
+
+
+def test_the_same_fit_at_the_same_time_has_no_checkpoint(folder):
+    others = []
+
+    class Meet(Callback):
+        """Fits again while the first fit is under way."""
+
+        def on_epoch_end(self, net, **kwargs):
+            if net.history[-1, "epoch"] == 5:
+                with pytest.warns(UserWarning, match="Another fit with the same"):
+                    others.append(small_vae(**params, checkpoint_dir=folder).fit(X))
+
+    params = {"max_iter": 10, "random_state": None}
+    vae = small_vae(**params, checkpoint_dir=folder, callbacks=[Meet()]).fit(X)
+    assert not same_weights(weights(vae), weights(others[0]))
+    assert not list(folder.iterdir())
+
+
+def test_a_fit_that_diverges_leaves_no_checkpoint(folder):
+    class Spoil(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if net.history[-1, "epoch"] == 4:
+                for parameter in net.module_.parameters():
+                    parameter.data.fill_(np.nan)
+
+    vae = small_vae(max_iter=10, checkpoint_dir=folder, early_stopping=False)
+    vae.set_params(callbacks=[Spoil()])
+    with pytest.raises(DivergenceError, match="diverged"):
+        vae.fit(X)
+    assert not list(folder.iterdir())
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path, monkeypatch):
+    class Move(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            os.chdir(tmp_path / "other")
+
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    vae = small_vae(max_iter=6, checkpoint_dir="runs")
+    with pytest.raises(Stop):
+        vae.set_params(callbacks=[Move(), Raiser(Stop(), 5)]).fit(X)
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+class Keeps:
+    """A recipe with modules of its own, which no two copies have alike."""
+
+    def __init__(self):
+        self.modules = torch.nn.Linear(5, 4), torch.nn.Linear(2, 5)
+
+    def encoder(self, input_shape, n_components):
+        return self.modules[0]
+
+    def decoder(self, n_components, output_shape):
+        return self.modules[1]
+
+
+def test_recipes_that_cannot_be_compared_are_refused(folder):
+    vae = small_vae(network=Keeps(), checkpoint_dir=folder)
+    with pytest.raises(ValueError, match="a copy of one differs"):
+        vae.fit(X)
+
+
 def test_what_changes_no_weights_is_the_same_fit(folder):
     vae = interrupted(folder, 6)
     vae.set_params(verbose=1, callbacks=[EpochRecorder(), EpochCounter()])
@@ -247,10 +337,11 @@ def test_a_full_disk_ends_no_training(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_checkpoint, "write_model", full)
-    vae = small_vae(checkpoint_dir=folder)
-    with pytest.warns(UserWarning, match="could not be written.*No space"):
+    vae = small_vae(checkpoint_dir=folder, max_iter=6)
+    with pytest.warns(UserWarning, match=r"could not be written.*No space") as caught:
         vae.fit(X)
-    assert same_weights(weights(vae), weights(small_vae().fit(X)))
+    assert len(caught) == 1
+    assert same_weights(weights(vae), weights(small_vae(max_iter=6).fit(X)))
 
 
 @pytest.mark.parametrize("how", ["truncate", "lie"])
@@ -333,7 +424,8 @@ def test_a_killed_fit_goes_on_with_the_same_weights(folder, epoch):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     (folder / "waits").unlink()
-    assert len(list(folder.iterdir())) == 1
+    # The checkpoint, and the claim to it, which has ended with the process.
+    assert len(list(folder.iterdir())) == 2
     vae = small_vae(max_iter=10, checkpoint_dir=folder, callbacks=[EpochCounter()]).fit(
         X
     )

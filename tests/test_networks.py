@@ -8,7 +8,7 @@ from torch import nn
 
 from sklearn_sigmavae import SigmaVAE
 from sklearn_sigmavae._layout import Layout
-from sklearn_sigmavae.networks import ACTIVATIONS, MLP, build_networks
+from sklearn_sigmavae.networks import ACTIVATIONS, MLP, Conv, build_networks
 
 LAYOUT = Layout((6,), (6,))
 
@@ -270,3 +270,23 @@ def test_networks_that_could_not_train_are_refused(digits, make, message):
 def test_bad_parameters_of_mlp_are_refused(digits, params, message):
     with pytest.raises(ValueError, match=message):
         SigmaVAE(4, network=MLP(**params)).fit(digits)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "shape"),
+    [
+        (MLP((5, 300)), (6,)),
+        (MLP(()), (6,)),
+        (MLP((3,)), (3, 4, 5)),
+        (Conv(), (1, 9, 6)),
+        (Conv((40, 2), hidden_layer_sizes=()), (3, 8, 8)),
+        (Conv((2, 50), hidden_layer_sizes=(7,)), (2, 5, 4)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n_components", [1, 500])
+def test_recipes_know_the_size_of_their_widest_layer(recipe, shape, n_components):
+    sample_shape = shape if len(shape) == 1 else (*shape[1:], shape[0])
+    layout = Layout(sample_shape, shape, len(shape) > 1)
+    *_, width, _ = build_networks(recipe, layout, n_components, linear_path=True)
+    assert recipe._width(shape, n_components) == width

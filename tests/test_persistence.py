@@ -200,6 +200,19 @@ def test_folders_that_cannot_be_written_to(vae, tmp_path):
             vae.save(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", [".", "", "new/", "pipe"])
+def test_only_files_are_replaced(vae, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    with pytest.raises(OSError, match=r"directory|Invalid"):
+        vae.save(name)
+    assert files_in(tmp_path) == ["pipe"]
+    assert not (tmp_path / "pipe").is_file()
+    assert not list(tmp_path.parent.glob(".*.tmp"))
+    vae.save(b"bytes")
+    SigmaVAE.load(b"bytes")
+
+
 def test_links_and_permissions_are_kept(path, other, tmp_path):
     path.chmod(0o640)
     link = tmp_path / "link"
@@ -277,7 +290,7 @@ def _set(header, key, value):
         ("noise", {"class": "BernoulliNoise", "params": {}}, None),
         ("noise/params/exponent", 0.5, "'exponent'"),
         ("params/sigma", -1.0, "'sigma' parameter"),
-        ("params/device", "cuda", "device"),
+        ("params/device", "abacus", None),
         ("params/unheard_of", 1, "unheard_of"),
         ("params/sigma", {"pickle": "cos\nsystem"}, "unknown kind, 'pickle'"),
         ("params/sigma", {"array": "missing"}, "KeyError"),

@@ -410,7 +410,7 @@ def test_the_last_step_may_diverge_too():
     params = {"sigma": 1e-10, "optimizer": "sgd", "early_stopping": False}
     # One step, whose loss is that of the start.
     vae = small_vae(**params, max_iter=1, batch_size=100, hidden_layer_sizes=())
-    with _Unchanged(vae), pytest.raises(ValueError, match="diverged.* in epoch 1"):
+    with _Unchanged(vae), pytest.raises(ValueError, match=r"diverged.* in epoch 1"):
         vae.fit(X)
 
 
