@@ -114,9 +114,12 @@ def _claim(path):
             try:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 yield False
                 return
+            except OSError:
+                # A file system without locks, as some of networks are: all fits go on.
+                break
             # Its owner may have removed it in between.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):

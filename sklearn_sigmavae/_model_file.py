@@ -19,8 +19,8 @@ from skorch.history import History
 
 from ._layout import Layout
 from ._module import VAE, Units
-from ._net import isolated_rng
 from ._persistence import Header, ModelFileError, decode, encode
+from ._rng import isolated_rng
 from ._start import check_scale_in_range
 from ._validation import resolve_device
 from ._version import __version__
@@ -178,16 +178,18 @@ def _describe_object(value, kind, name, arrays):
     }
 
 
-def describe_history(history, arrays, max_epochs=None):
-    """Put columns of numbers among arrays, and which rows have one if not all do."""
+def describe_history(history, arrays, max_epochs=math.inf):
+    """Put columns of numbers among arrays, and which rows have one if not all do.
+
+    Of a longer history the last epochs, fewer if they have unusually many columns.
+    """
     history = list(history)
     columns = dict.fromkeys(name for row in history for name in row)
     # What is in them has been averaged; it may be of any size.
     columns.pop("batches", None)
-    if max_epochs is not None:
-        history = history[
-            -min(max_epochs, max_epochs * _COLUMNS // max(1, len(columns))) :
-        ]
+    n_kept = max_epochs * min(1, _COLUMNS / max(1, len(columns)))
+    if len(history) > n_kept:
+        history = history[-int(n_kept) :]
     for column in columns:
         rows = [i for i, row in enumerate(history) if column in row]
         values = [history[i][column] for i in rows]

@@ -12,8 +12,8 @@ from sklearn.base import clone
 from ._batches import Selection, place_rows
 from ._bound import NegativeBound
 from ._module import VAE, Units, blocks
-from ._net import isolated_rng
 from ._pca_init import PrincipalAxes, start_at_mean, start_at_pca
+from ._rng import isolated_rng
 from ._validation import check_sigma, resolve_network
 from .networks import build_networks, class_name, known_recipe
 from .noise import resolve_noise

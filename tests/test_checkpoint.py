@@ -1,5 +1,6 @@
 """Fits that are killed and started again end as if nothing had happened."""
 
+import errno
 import os
 import signal
 import time
@@ -226,6 +227,17 @@ def test_the_same_fit_at_the_same_time_has_no_checkpoint(folder):
     assert not list(folder.iterdir())
 
 
+def test_where_files_are_not_locked_fits_go_on(folder, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(_checkpoint.fcntl, "flock", flock)
+    interrupted(folder, 6)
+    vae = interrupted(folder, 8).fit(X)
+    assert callback_of(vae, EpochCounter).n == 3
+    assert not list(folder.iterdir())
+
+
 def test_a_fit_that_diverges_leaves_no_checkpoint(folder):
     class Spoil(Callback):
         def on_epoch_end(self, net, **kwargs):
@@ -323,11 +335,10 @@ def test_folders_that_cannot_be_written_to_are_told_before_training(tmp_path):
 
 
 def test_parameters_that_cannot_be_compared_are_refused(folder):
-    def optimizer(params, lr):
-        return torch.optim.Adam(params, lr)
+    def optimizer(parameters, lr):
+        return torch.optim.Adam(parameters, lr)
 
-    optimizer.lock = None
-    vae = small_vae(optimizer=lambda p, lr: optimizer(p, lr), checkpoint_dir=folder)
+    vae = small_vae(optimizer=optimizer, checkpoint_dir=folder)
     with pytest.raises(ValueError, match=r"'checkpoint_dir' .* pickled"):
         vae.fit(X)
 

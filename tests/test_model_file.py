@@ -192,6 +192,17 @@ def test_a_history_of_unequal_rows_is_kept(path):
     assert loaded.history_[-2:, "valid_loss"] == vae.history_[-2:, "valid_loss"]
 
 
+@pytest.mark.parametrize(("n_columns", "n_kept"), [(3, 20_000), (40, 10_000)])
+def test_of_long_histories_the_last_epochs_are_kept(path, n_columns, n_kept):
+    vae = small_vae().fit(X)
+    row = dict.fromkeys(map(str, range(n_columns - 1)), 1.0)
+    vae.history_[:] = [{"batches": [], "epoch": i, **row} for i in range(25_000)]
+    vae.save(path)
+    history = SigmaVAE.load(path).history_
+    assert len(history) == n_kept
+    assert history[-1, "epoch"] == 24_999
+
+
 def test_parameters_set_after_the_fit_are_kept_beside_the_model(path):
     vae = small_vae().fit(X)
     vae.set_params(n_components=5, noise="laplace", hidden_layer_sizes=(3,))
