@@ -1,10 +1,12 @@
 """Variational autoencoders that behave like scikit-learn's PCA."""
 
-from ._denoising_display import DenoisingDisplay
-from ._display import SigmaPathDisplay
 from ._net import DivergenceError
 from ._path import SigmaPath, sigma_path
 from ._persistence import ModelFileError
+from ._plot.denoising import DenoisingDisplay
+from ._plot.latent_space import LatentSpaceDisplay
+from ._plot.reconstruction import ReconstructionDisplay
+from ._plot.sigma_path import SigmaPathDisplay
 from ._search import BatchedGridSearchCV
 from ._sigma_vae import SigmaVAE
 from ._version import __version__
@@ -16,7 +18,9 @@ __all__ = [
     "DenoisingDisplay",
     "DivergenceError",
     "GeneralizedNormalNoise",
+    "LatentSpaceDisplay",
     "ModelFileError",
+    "ReconstructionDisplay",
     "SigmaPath",
     "SigmaPathDisplay",
     "SigmaVAE",

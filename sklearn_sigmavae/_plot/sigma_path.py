@@ -3,10 +3,9 @@
 import numpy as np
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from ._path import sigma_path
+from .._path import sigma_path
+from ._common import BLUE, GREEN, VERMILION
 
-# Of Okabe and Ito's colours, which colour-blind people tell apart.
-BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 GREY = "0.4"
 
 # Of an axis in logarithms no more is shown than this below the largest value.
@@ -57,6 +56,11 @@ class SigmaPathDisplay:
     See Also
     --------
     sigma_path : Fits models along a path.
+
+    References
+    ----------
+    It follows `scikit-learn's displays
+    <https://scikit-learn.org/stable/visualizations.html>`_.
 
     Examples
     --------
@@ -115,6 +119,24 @@ class SigmaPathDisplay:
         -------
         display : SigmaPathDisplay
             It holds the figure and its data.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If there is no such kind, or it needs another number of axes.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaPathDisplay, SigmaVAE, sigma_path
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), random_state=0)
+        >>> path = sigma_path(X, n_sigmas=4, estimator=vae, max_iter=1)
+        >>> display = SigmaPathDisplay.from_path(path, kind="score")
+        >>> display.ax_.get_title()
+        'Score'
         """
         check_matplotlib_support(f"{cls.__name__}.from_path")
         model = path.estimators[0]
@@ -186,6 +208,25 @@ class SigmaPathDisplay:
         -------
         display : SigmaPathDisplay
             It holds the figure and its data.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError, TypeError
+            If a parameter or the data is not valid.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaPathDisplay, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), random_state=0)
+        >>> display = SigmaPathDisplay.from_estimator(
+        ...     vae, X, sigmas=[1.0, 0.5, 0.25], max_iter=1
+        ... )
+        >>> display.kl.shape
+        (3,)
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
         # A mistake here shall not cost a path.
@@ -226,6 +267,17 @@ class SigmaPathDisplay:
             If matplotlib is not installed.
         ValueError
             If there is no such kind, or it needs another number of axes.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaPathDisplay, SigmaVAE, sigma_path
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), random_state=0)
+        >>> path = sigma_path(X, n_sigmas=4, estimator=vae, max_iter=1)
+        >>> display = SigmaPathDisplay.from_path(path)
+        >>> display.plot(kind="rate_distortion", color="black").ax_.get_ylabel()
+        'KL, nats per row'
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt

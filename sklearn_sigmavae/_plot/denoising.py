@@ -3,10 +3,10 @@
 import numpy as np
 from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._optional_dependencies import check_matplotlib_support
-from sklearn.utils.validation import check_is_fitted
 
-from ._validation import as_samples
-from .noise import resolve_noise
+from .._validation import as_samples
+from ..noise import resolve_noise
+from ._common import as_images, check_images, check_model, draw_images
 
 # Default scales of the noise, in units of the root mean variance of the training data.
 DEFAULT_SCALES = (1.0, 2.0, 4.0)
@@ -39,6 +39,12 @@ class DenoisingDisplay:
     See Also
     --------
     SigmaVAE.denoise : Clean rows from noisy or incomplete ones.
+    ReconstructionDisplay : The same without noise.
+
+    References
+    ----------
+    It follows `scikit-learn's displays
+    <https://scikit-learn.org/stable/visualizations.html>`_.
 
     Examples
     --------
@@ -100,17 +106,27 @@ class DenoisingDisplay:
 
         Raises
         ------
+        TypeError
+            If the estimator is no SigmaVAE.
         ValueError
             If the model was not fitted to images, or a parameter is not valid.
+        ImportError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn_sigmavae import DenoisingDisplay, SigmaVAE
+        >>> X = load_digits().images
+        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=2, random_state=0).fit(X[:1500])
+        >>> display = DenoisingDisplay.from_estimator(vae, X[1500:], n_images=5)
+        >>> display.noise_scales.shape  # 1, 2 and 4 times the spread of the pixels
+        (3,)
         """
         check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        check_is_fitted(estimator)
+        check_model(estimator, cls.__name__)
+        check_images(estimator, cls.__name__)
         layout, units = estimator.module_.layout, estimator.module_.units
-        if len(layout.input_shape) == 1:
-            raise ValueError(
-                "DenoisingDisplay draws images, but this SigmaVAE was fitted to a "
-                "table. Fit arrays of shape (n, H, W), or set image_shape."
-            )
         model = resolve_noise(noise)
         if noise_scales is None:
             noise_scales = np.multiply(DEFAULT_SCALES, units.scale.mean())
@@ -134,7 +150,7 @@ class DenoisingDisplay:
         ]
 
         def images(samples):
-            return _as_images(np.asarray(samples), layout)
+            return as_images(np.asarray(samples), layout)
 
         errors = np.sqrt([np.square(x - X).mean() for x in restored])
         display = cls(
@@ -158,41 +174,34 @@ class DenoisingDisplay:
 
         Returns
         -------
-        display : DenoisingDisplay
-            Itself.
+        self : DenoisingDisplay
+            With the picture in ``ax_`` and ``figure_``.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn_sigmavae import DenoisingDisplay, SigmaVAE
+        >>> X = load_digits().images
+        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=2, random_state=0).fit(X[:1500])
+        >>> display = DenoisingDisplay.from_estimator(vae, X[1500:], noise_scales=[6])
+        >>> display = display.plot(cmap="gray_r")  # once more, ink on paper
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
-        import matplotlib.pyplot as plt
-
         rows, labels = [self.clean], ["clean"]
         for scale, error, noisy, restored in zip(
             self.noise_scales, self.errors, self.noisy, self.restored, strict=True
         ):
             rows += [noisy, restored]
             labels += [f"noise {scale:.3g}", f"restored,\nerror {error:.3g}"]
-        n_images, height, width = self.clean.shape[:3]
-        if ax is None:
-            size = 0.8 * n_images + 2, 0.8 * len(rows) * height / width + 0.2
-            _, ax = plt.subplots(figsize=size, layout="constrained")
-        low, high = self.clean.min(), self.clean.max()
-        mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-        if mosaic.ndim == 3:
-            # Colours are drawn from 0 to 1.
-            mosaic = ((mosaic - low) / ((high - low) or 1)).clip(0, 1)
-        ax.imshow(mosaic, **{"cmap": "gray", "vmin": low, "vmax": high} | kwargs)
-        for i in range(1, len(rows)):
-            ax.axhline(i * height - 0.5, color="white", lw=1 + i % 2)
-        ax.set_xticks([])
-        ax.set_yticks(height * (np.arange(len(rows)) + 0.5) - 0.5, labels)
-        ax.tick_params(length=0)
+        limits = self.clean.min(), self.clean.max()
+        ax = draw_images(ax, rows, labels, limits, **kwargs)
+        height = self.clean.shape[1]
+        for i in range(1, len(rows), 2):  # a pair for each scale
+            ax.axhline(i * height - 0.5, color="white", linewidth=3)
         self.ax_, self.figure_ = ax, ax.figure
         return self
-
-
-def _as_images(samples, layout):
-    """Samples as images for matplotlib: (n, H, W) or (n, H, W, C)."""
-    n_channels, height, width = layout.input_shape
-    if layout.channels_last:
-        return samples.reshape(-1, height, width, n_channels)
-    images = samples.reshape(-1, n_channels, height, width).transpose(0, 2, 3, 1)
-    return images[..., 0] if n_channels == 1 else images

@@ -1,0 +1,1 @@
+"""Pictures of models: ``from_estimator`` computes, ``plot`` draws."""
