@@ -27,7 +27,7 @@ from ._stack import NotStackableError
 from ._start import draw_seeds, internal_scale, prepare
 from ._training import Plan, train_prepared, train_stack
 from ._validation import as_samples, check_splits
-from .noise import resolve_noise
+from .noise import resolve_power
 
 # Models with less KL than this, in nats, are left out of a power law: there the path
 # nears the scale that hides everything, where the KL is zero and its logarithm nothing.
@@ -244,7 +244,8 @@ def sigma_path(
     Raises
     ------
     ValueError, TypeError
-        If a parameter or the data is not valid, or the noise has no scale.
+        If a parameter or the data is not valid, or the noise model has no
+        exponent.
 
     See Also
     --------
@@ -268,12 +269,7 @@ def sigma_path(
     estimator = clone(SigmaVAE() if estimator is None else estimator)
     estimator.set_params(sigma=1.0, max_iter=max_iter, callbacks=None)
     estimator._validate_params()
-    noise = resolve_noise(estimator.noise)
-    if not noise.has_scale:
-        raise ValueError(
-            f"noise={estimator.noise!r} has no scale, so there is no path of sigma; "
-            "use a noise model with one, such as 'gaussian'."
-        )
+    noise = resolve_power(estimator.noise, "there is no path of sigma")
     (X,) = indexable(as_samples(X))
     whole = estimator._check_training_data(X, X_val)
     units = whole.units(np.ones(whole.layout.n_features))

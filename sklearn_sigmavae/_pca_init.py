@@ -146,9 +146,9 @@ def noise_variance(noise, scale, beta):
     """The tau of the linear optimum.
 
     For other exponents than 2 it respects the equivalence of beta and sigma, and makes
-    a good start.
+    a good start. Noise without an exponent has no such equivalence.
     """
-    return beta ** (2 / noise.exponent) * noise.variance_factor * scale**2
+    return beta ** (2 / (noise.exponent or 2.0)) * noise.variance_factor * scale**2
 
 
 def move_along_pca(vae, axes, tau, new_tau):

@@ -16,7 +16,7 @@ import torch
 from ._bound import integration_points, kl_divergence
 from ._inference import in_blocks
 from .networks import LinearPathDecoder
-from .noise import NoiseModel
+from .noise import NoiseModel, resolve_power
 
 # Adam's settings. Steps are in units of the posterior's width at the start, and fall to
 # zero along a cosine; its memory is short, since there are few of them.
@@ -443,6 +443,7 @@ def estimate_scale(vae, noise, X):
     scale : float
         One scale for all of them.
     """
+    resolve_power(noise, "its scale cannot be estimated; pass noise_scale as a number")
     rows = np.linspace(0, len(X) - 1, min(len(X), _ROWS_FOR_SCALE)).astype(int)
     unit = vae.units.mean_scale
     # Features in one unit, so that the noise has one scale.

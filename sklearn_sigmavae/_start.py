@@ -16,7 +16,7 @@ from ._pca_init import PrincipalAxes, start_at_mean, start_at_pca
 from ._rng import isolated_rng
 from ._validation import check_sigma, resolve_network
 from .networks import build_networks, class_name, known_recipe
-from .noise import resolve_noise
+from .noise import resolve_noise, resolve_power
 
 # A learned scale stays above this fraction of the data's global scale: where the model
 # can fit every row the bound has no maximum.
@@ -205,6 +205,8 @@ def prepare(params, data, seeds, previous=None):
         if rows is not None:
             noise.check_data(rows)
     learns_sigma = noise.has_scale and isinstance(params.sigma, str)
+    if learns_sigma:
+        resolve_power(params.noise, "sigma='mle' cannot be found; set it to a number")
     seed, split_seed = seeds
     if previous is None:
         vae, scale = _start(params, data, noise, learns_sigma, seed)

@@ -31,9 +31,19 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
     has_scale : bool
         Whether the density has a scale, the estimator's ``sigma``. Without one the
         data is used as it is, neither centred nor scaled.
+    exponent : float or None
+        The p of densities whose energy is a power, ``scale ** -p``. It makes β and σ
+        exchangeable (:func:`equivalent_beta`) and gives the scale of maximum
+        likelihood a closed form; None for densities that have neither.
+    variance_factor : float
+        Variance of the noise at ``scale=1``, in the squared unit of the scale. It sets
+        where training and refinement start, so where it is infinite any number near
+        the square of the density's width will do.
     """
 
     has_scale = True
+    exponent = None
+    variance_factor = 1.0
 
     @abstractmethod
     def energy(self, x, location, scale):
@@ -264,6 +274,23 @@ def resolve_noise(noise):
     return model
 
 
+def resolve_power(noise, consequence):
+    """Noise model that a ``noise`` parameter stands for, whose energy is a power.
+
+    Raises ``ValueError`` if it is none, which says what follows.
+    """
+    model = resolve_noise(noise)
+    if model.exponent is None:
+        why = "has an energy that is no power of its scale"
+        if not model.has_scale:
+            why = "has no scale"
+        raise ValueError(
+            f"noise={noise!r} {why}, so {consequence}. Noise models that can are "
+            "GeneralizedNormalNoise, 'gaussian' and 'laplace'."
+        )
+    return model
+
+
 def equivalent_beta(sigma_from, sigma_to, noise="gaussian"):
     r"""The β that makes a model at one scale the σ-VAE at another scale.
 
@@ -288,7 +315,7 @@ def equivalent_beta(sigma_from, sigma_to, noise="gaussian"):
     Raises
     ------
     ValueError
-        If the noise model has no scale, a scale is not positive, or the ratio of the
+        If the noise model has no exponent, a scale is not positive, or the ratio of the
         scales differs between features.
 
     References
@@ -306,12 +333,7 @@ def equivalent_beta(sigma_from, sigma_to, noise="gaussian"):
     """
     if isinstance(noise, str) and noise not in ALIASES:
         raise ValueError(f"noise must be one of {sorted(ALIASES)}. Got {noise!r}.")
-    model = resolve_noise(noise)
-    if not model.has_scale:
-        raise ValueError(
-            f"noise={noise!r} has no scale, so no beta is equivalent to another sigma; "
-            "use a noise model with one, such as 'gaussian'."
-        )
+    model = resolve_power(noise, "no beta is equivalent to another sigma")
     sigma_from = np.asarray(sigma_from, dtype=np.float64)
     sigma_to = np.asarray(sigma_to, dtype=np.float64)
     for name, sigma in (("sigma_from", sigma_from), ("sigma_to", sigma_to)):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 from sklearn.base import clone
+from student_noise import StudentNoise
 
 from sklearn_sigmavae import BernoulliNoise, GeneralizedNormalNoise, equivalent_beta
 from sklearn_sigmavae.noise import ALIASES, resolve_noise
@@ -12,7 +13,12 @@ from sklearn_sigmavae.noise import ALIASES, resolve_noise
 EXPONENTS = [1.0, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0]
 
 # The contract below holds for every noise model; a new one is added here.
-MODELS = [*ALIASES.values(), *map(GeneralizedNormalNoise, EXPONENTS)]
+MODELS = [
+    *ALIASES.values(),
+    *map(GeneralizedNormalNoise, EXPONENTS),
+    StudentNoise(),
+    StudentNoise(30.0),
+]
 
 
 def scipy_law(exponent, location, scale):

@@ -1,0 +1,52 @@
+"""A noise model of a user's own, which the documentation shows and the tests use."""
+
+import math
+
+import numpy as np
+import torch
+
+from sklearn_sigmavae.noise import NoiseModel
+
+
+class StudentNoise(NoiseModel):
+    """Student's t: like the Gaussian near the location, with tails that forgive.
+
+    Parameters
+    ----------
+    degrees : float, default=4.0
+        Degrees of freedom, more than 2; the larger, the nearer to the Gaussian.
+    """
+
+    def __init__(self, degrees=4.0):
+        self.degrees = degrees
+
+    def validate(self):
+        """Raise ``ValueError`` unless the variance is finite."""
+        if not 2 < self.degrees < math.inf:
+            raise ValueError(
+                "The 'degrees' of StudentNoise must be a finite number > 2. Got "
+                f"{self.degrees!r} instead."
+            )
+
+    def energy(self, x, location, scale):
+        """Part of minus the log-density that depends on the residual."""
+        residual = (x - location) / scale
+        terms = torch.log1p(residual.square() / self.degrees)
+        return 0.5 * (self.degrees + 1) * terms.sum(-1)
+
+    def log_normalizer(self, scale):
+        """The rest, of one feature."""
+        n = self.degrees
+        log_scale = scale.log() if torch.is_tensor(scale) else math.log(scale)
+        constant = math.lgamma(n / 2) - math.lgamma((n + 1) / 2)
+        return log_scale + 0.5 * math.log(n * math.pi) + constant
+
+    def sample(self, location, scale, random_state):
+        """Draw an observation for each location."""
+        noise = random_state.standard_t(self.degrees, size=np.shape(location))
+        return location + scale * noise
+
+    @property
+    def variance_factor(self):
+        """float : Variance at ``scale=1``."""
+        return self.degrees / (self.degrees - 2)
