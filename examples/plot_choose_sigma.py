@@ -6,9 +6,6 @@ Three ways to choose sigma, and why they disagree
 not count. Which differences should count depends on what the model is for. Here
 :class:`~sklearn_sigmavae.SigmaVAE` gets its ``sigma`` by likelihood, by denoising, and
 by the accuracy of a classifier on its codes.
-
-Run it with ``python examples/plot_choose_sigma.py``; it takes under a minute on two
-cores.
 """
 
 # %%

@@ -5,8 +5,6 @@ Images: reconstructions, samples, and a walk
 :class:`~sklearn_sigmavae.SigmaVAE` takes images as they are, an array of shape
 ``(n, H, W)`` or ``(n, H, W, C)``, and gives images back. Here it learns handwritten
 digits of 8 x 8 pixels with a convolutional network.
-
-Run it with ``python examples/plot_images.py``; it takes half a minute on two cores.
 """
 
 # %%
@@ -15,21 +13,22 @@ Run it with ``python examples/plot_images.py``; it takes half a minute on two co
 #
 # The grey levels go from 0 to 16, and ``sigma`` is in their units: differences of
 # less than 1.5 levels are noise. ``network="conv"`` would be the same with the default
-# parameters of :class:`~sklearn_sigmavae.networks.Conv`, for larger images.
+# parameters of :class:`~sklearn_sigmavae.networks.Conv`, for larger images. Half of the
+# default number of epochs do here, for time.
 
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from sklearn_sigmavae import SigmaVAE
+from sklearn_sigmavae import LatentSpaceDisplay, ReconstructionDisplay, SigmaVAE
 from sklearn_sigmavae.networks import Conv
 
 X, y = load_digits().images, load_digits().target
 X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)
 print(f"{X_train.shape} {X_train.dtype}")
 
-vae = SigmaVAE(16, sigma=1.5, network=Conv((32, 64)), random_state=0)
+vae = SigmaVAE(16, sigma=1.5, network=Conv((32, 64)), max_iter=40, random_state=0)
 vae.fit(X_train)
 print(f"held-out bound: {vae.score(X_test):.1f} nats an image")
 
@@ -38,6 +37,19 @@ print(f"held-out bound: {vae.score(X_test):.1f} nats an image")
 # --------------------------------
 #
 # ``transform`` gives codes of shape ``(n, 16)``, ``inverse_transform`` images.
+
+one_of_each = [np.flatnonzero(y_test == digit)[0] for digit in range(10)]
+images = X_test[one_of_each]
+codes = vae.transform(images)
+print(f"{images.shape} -> {codes.shape} -> {vae.inverse_transform(codes).shape}")
+ReconstructionDisplay.from_estimator(vae, images, n_images=10, cmap="gray_r")
+
+# %%
+# Samples
+# -------
+#
+# ``sample`` draws codes from the prior and decodes them. With ``add_noise`` it draws
+# what the model says a noisy observation looks like, the density that ``score`` scores.
 
 
 def show(rows, title):
@@ -57,21 +69,6 @@ def show(rows, title):
     figure.suptitle(title)
     figure.tight_layout(pad=0.4)
 
-
-one_of_each = [np.flatnonzero(y_test == digit)[0] for digit in range(10)]
-images = X_test[one_of_each]
-codes = vae.transform(images)
-show(
-    {"held out": images, "restored": vae.inverse_transform(codes)},
-    "Images that training has not seen",
-)
-
-# %%
-# Samples
-# -------
-#
-# ``sample`` draws codes from the prior and decodes them. With ``add_noise`` it draws
-# what the model says a noisy observation looks like, the density that ``score`` scores.
 
 show(
     {
@@ -98,15 +95,12 @@ show(walks, "From one digit to another")
 # Along the components that carry most
 # ------------------------------------
 #
-# ``kl_divergence`` tells how many nats each component knows of each image. These are
-# the four that know most, from -3 to 3 around the mean image of the model.
+# ``kl_divergence`` tells how many nats each component knows of each image.
+# :class:`~sklearn_sigmavae.LatentSpaceDisplay` walks along those that know most, from
+# -3 to 3 around the mean image of the model, and draws where the images lie.
 
-nats = vae.kl_divergence(X_test).mean(axis=0)
-along = {}
-for component in np.argsort(nats)[::-1][:4]:
-    path = np.zeros((10, vae.n_components))
-    path[:, component] = np.linspace(-3, 3, 10)
-    name = f"component {component}\n{nats[component]:.1f} nats"
-    along[name] = vae.inverse_transform(path)
-show(along, "One component at a time")
+display = LatentSpaceDisplay.from_estimator(
+    vae, X_test, y_test, kind="traversal", cmap="gray_r"
+)
+display.plot()
 plt.show()

@@ -5,9 +5,6 @@ Your own network
 A network is a recipe: an object with two methods that return plain
 :class:`torch.nn.Module`. :class:`~sklearn_sigmavae.SigmaVAE` adds the linear path, so
 that also your network starts at probabilistic PCA, trains it and scores it.
-
-Run it with ``python examples/plot_own_network.py``; it takes about a minute on two
-cores.
 """
 
 # %%
