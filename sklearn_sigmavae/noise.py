@@ -26,6 +26,12 @@ __all__ = [
 class NoiseModel(BaseEstimator, metaclass=ABCMeta):
     """Distribution of an observation given its location, independent over features.
 
+    It is the p(x|z) of a variational autoencoder [1]_. A subclass has its density,
+    :meth:`energy` and :meth:`log_normalizer`, and draws from it, :meth:`sample`. One
+    with a scale trains with ``init="random"``; the start at PCA, ``sigma="mle"``,
+    :func:`~sklearn_sigmavae.sigma_path` and noisy data also need the ``exponent``,
+    ``variance_factor`` and ``mean_power`` of :class:`GeneralizedNormalNoise`.
+
     Attributes
     ----------
     has_scale : bool
@@ -39,6 +45,41 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
         Variance of the noise at ``scale=1``, in the squared unit of the scale. It sets
         where training and refinement start, so where it is infinite any number near
         the square of the density's width will do.
+
+    See Also
+    --------
+    GeneralizedNormalNoise : The Gaussian, the Laplace, and what lies between.
+    BernoulliNoise : The vanilla variational autoencoder.
+
+    References
+    ----------
+    .. [1] D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes",
+       arXiv:1312.6114, 2014.
+
+    Examples
+    --------
+    Noise with heavier tails than the Laplace, as a model of your own:
+
+    >>> import math
+    >>> import numpy as np
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_sigmavae import SigmaVAE
+    >>> from sklearn_sigmavae.noise import NoiseModel
+    >>> class CauchyNoise(NoiseModel):
+    ...     def energy(self, x, location, scale):
+    ...         return torch.log1p(((x - location) / scale) ** 2).sum(-1)
+    ...
+    ...     def log_normalizer(self, scale):
+    ...         return math.log(math.pi * scale)
+    ...
+    ...     def sample(self, location, scale, random_state):
+    ...         noise = random_state.standard_cauchy(np.shape(location))
+    ...         return location + scale * noise
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> vae = SigmaVAE(2, sigma=0.3, noise=CauchyNoise(), max_iter=3)
+    >>> vae.fit_transform(X).shape
+    (150, 2)
     """
 
     has_scale = True
@@ -54,12 +95,27 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
         x, location : torch.Tensor of shape (..., n_features)
             Observations and locations; their leading dimensions broadcast.
         scale : float or torch.Tensor of shape ()
-            Scale of the noise, in the units of `x`.
+            Scale of the noise, in the units of `x`; without one, of no effect.
 
         Returns
         -------
         energy : torch.Tensor of shape (...)
             Sum over features, in nats.
+
+        Raises
+        ------
+        RuntimeError
+            If the shapes do not broadcast.
+
+        Examples
+        --------
+        Twice as far is four times the energy, for Gaussian noise:
+
+        >>> import torch
+        >>> from sklearn_sigmavae import GeneralizedNormalNoise
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+        >>> GeneralizedNormalNoise().energy(x, torch.zeros(2), 0.5).round()
+        tensor([2., 8.])
         """
 
     @abstractmethod
@@ -69,17 +125,59 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
         Parameters
         ----------
         scale : float or torch.Tensor of shape ()
-            Scale of the noise.
+            Scale of the noise, in the units of the observations.
 
         Returns
         -------
         log_normalizer : float or torch.Tensor of shape ()
+            Logarithm of the constant that the density is divided by, in nats.
+
+        Raises
+        ------
+        ValueError
+            If the noise has a scale, and `scale` is a float that is not positive.
+
+        Examples
+        --------
+        Half the scale is a density twice as high, log 2 nats:
+
+        >>> from sklearn_sigmavae import GeneralizedNormalNoise
+        >>> noise = GeneralizedNormalNoise()
+        >>> round(noise.log_normalizer(1.0) - noise.log_normalizer(0.5), 4)
+        0.6931
         """
 
     def log_prob(self, x, location, scale):
         """Log-density of each observation, summed over features, in nats.
 
-        Parameters and shape are those of :meth:`energy`.
+        Parameters
+        ----------
+        x, location : torch.Tensor of shape (..., n_features)
+            Observations and locations; their leading dimensions broadcast.
+        scale : float or torch.Tensor of shape ()
+            Scale of the noise, in the units of `x`; without one, of no effect.
+
+        Returns
+        -------
+        log_prob : torch.Tensor of shape (...)
+            The log-density, in nats.
+
+        Raises
+        ------
+        RuntimeError
+            If the shapes do not broadcast.
+        ValueError
+            If the noise has a scale, and `scale` is a float that is not positive.
+
+        Examples
+        --------
+        At its location the standard normal density is 1 / sqrt(2 pi):
+
+        >>> import torch
+        >>> from sklearn_sigmavae import GeneralizedNormalNoise
+        >>> x = torch.zeros(1)
+        >>> round(GeneralizedNormalNoise().log_prob(x, x, 1.0).exp().item(), 4)
+        0.3989
         """
         constant = x.shape[-1] * self.log_normalizer(scale)
         return -self.energy(x, location, scale) - constant
@@ -90,35 +188,126 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
 
         Parameters
         ----------
-        location : ndarray
+        location : ndarray of shape (..., n_features)
             Locations.
-        scale : float or ndarray broadcastable to `location`
-            Scale of the noise, in the units of `location`.
+        scale : float or ndarray, of a shape that broadcasts to that of `location`
+            Scale of the noise, in the units of `location`; without one, of no effect.
         random_state : numpy.random.RandomState
             Source of randomness.
 
         Returns
         -------
-        x : ndarray, same shape as `location`
+        x : ndarray of shape (..., n_features)
+            Observations, in the units of `location`.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not broadcast.
+
+        Examples
+        --------
+        The mean distance of Laplace noise is its scale:
+
+        >>> import numpy as np
+        >>> from sklearn_sigmavae import GeneralizedNormalNoise
+        >>> noise = GeneralizedNormalNoise(exponent=1)
+        >>> x = noise.sample(np.zeros((10_000, 1)), 3.0, np.random.RandomState(0))
+        >>> bool(2.9 < np.abs(x).mean() < 3.1)
+        True
         """
 
     def validate(self):
-        """Raise ``ValueError`` if the model's own parameters make no density."""
+        """Check that the model's own parameters make a density.
+
+        Raises
+        ------
+        ValueError
+            If they do not.
+
+        Examples
+        --------
+        >>> from sklearn_sigmavae import GeneralizedNormalNoise
+        >>> GeneralizedNormalNoise(exponent=0.5).validate()
+        Traceback (most recent call last):
+        ...
+        ValueError: The 'exponent' of GeneralizedNormalNoise must be a finite number...
+        """
 
     def check_data(self, X):
-        """Raise ``ValueError`` if an array leaves the support of the density."""
+        """Check that data lies in the support of the density.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, n_features)
+            The data, in its own units.
+
+        Raises
+        ------
+        ValueError
+            If it does not.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_sigmavae import BernoulliNoise
+        >>> BernoulliNoise().check_data(np.array([[0.0, 16.0]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: noise='bernoulli' needs data in [0, 1], but X ranges from 0 to 16...
+        """
 
     def mean(self, location):
-        """Mean of an observation, as data: what ``inverse_transform`` returns."""
+        """Mean of an observation, as data: what ``inverse_transform`` returns.
+
+        Parameters
+        ----------
+        location : ndarray of shape (..., n_features)
+            Locations, in internal units.
+
+        Returns
+        -------
+        mean : ndarray of shape (..., n_features)
+            Means, in internal units, which without a scale are those of the data.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_sigmavae import BernoulliNoise, GeneralizedNormalNoise
+        >>> GeneralizedNormalNoise().mean(np.array([0.0, 2.0]))
+        array([0., 2.])
+        >>> BernoulliNoise().mean(np.array([0.0, 2.0])).round(3)
+        array([0.5  , 0.881])
+        """
         return location
 
     def location_of_mean(self, mean):
-        """Location, in internal units, whose mean is `mean`; inverts :meth:`mean`."""
+        """Location whose mean is `mean`; inverts :meth:`mean`.
+
+        Parameters
+        ----------
+        mean : ndarray of shape (..., n_features)
+            Means, in internal units.
+
+        Returns
+        -------
+        location : ndarray of shape (..., n_features)
+            Locations, in internal units.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn_sigmavae import BernoulliNoise
+        >>> BernoulliNoise().location_of_mean(np.array([0.25, 0.5])).round(3)
+        array([-1.099,  0.   ])
+        """
         return mean
 
 
 class GeneralizedNormalNoise(NoiseModel):
     r"""Generalised normal noise, with the Gaussian and the Laplace as members.
+
+    Its log-density [1]_ of an observation :math:`x` at :math:`\nu` is, in nats,
 
     .. math::
 
@@ -132,19 +321,39 @@ class GeneralizedNormalNoise(NoiseModel):
         standard deviation; ``1`` is the Laplace, with :math:`\sigma` its scale. Large
         exponents approach uniform noise.
 
+    See Also
+    --------
+    BernoulliNoise : For data in [0, 1], without a scale.
+    equivalent_beta : The β that stands for another σ.
+
+    References
+    ----------
+    .. [1] S. Nadarajah, "A generalized normal distribution", Journal of Applied
+       Statistics 32(7), 2005. Its scale is :math:`p^{1/p}` times ours.
+
     Examples
     --------
-    >>> from sklearn_sigmavae import GeneralizedNormalNoise, SigmaVAE
-    >>> vae = SigmaVAE(noise=GeneralizedNormalNoise(exponent=1.5))
-    >>> vae.get_params()["noise__exponent"]
-    1.5
+    Let a search choose between the Laplace, the Gaussian, and what lies between:
+
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_sigmavae import (
+    ...     BatchedGridSearchCV,
+    ...     GeneralizedNormalNoise,
+    ...     SigmaVAE,
+    ... )
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> vae = SigmaVAE(2, sigma=0.3, noise=GeneralizedNormalNoise(), max_iter=1)
+    >>> grid = {"noise__exponent": [1, 1.5, 2]}
+    >>> search = BatchedGridSearchCV(vae, grid, cv=2).fit(X)
+    >>> search.best_params_["noise__exponent"] in [1, 1.5, 2]
+    True
     """
 
     def __init__(self, exponent=2.0):
         self.exponent = exponent
 
     def validate(self):
-        """Raise ``ValueError`` unless the exponent is a finite number of at least 1."""
+        """Check that the exponent is at least 1; see :meth:`NoiseModel.validate`."""
         p = self.exponent
         if not isinstance(p, Real) or not 1 <= p < math.inf:
             raise ValueError(
@@ -161,14 +370,14 @@ class GeneralizedNormalNoise(NoiseModel):
         return (residual.abs() ** self.exponent).sum(-1)
 
     def energy(self, x, location, scale):
-        """Sum of ``|x - location| ** p / (p * scale ** p)`` over features."""
+        """Sum ``|x - location|**p / (p * scale**p)``; see :meth:`NoiseModel.energy`."""
         p = self.exponent
         # The residual is scaled before the power: sigma ** p underflows in float32. In
         # this order the gradient of the location takes one operation less.
         return self._power_sum((location - x) / (scale * p ** (1 / p)))
 
     def log_normalizer(self, scale):
-        """Log of ``2 * scale * p ** (1 / p) * Gamma(1 + 1 / p)``."""
+        """Log of the factor in the density; see :meth:`NoiseModel.log_normalizer`."""
         p = self.exponent
         log_scale = scale.log() if torch.is_tensor(scale) else math.log(scale)
         return log_scale + math.log(2) + math.log(p) / p + math.lgamma(1 + 1 / p)
@@ -193,40 +402,73 @@ class GeneralizedNormalNoise(NoiseModel):
         Parameters
         ----------
         x, location : torch.Tensor of shape (..., n_features)
-            Observations and locations.
+            Observations and locations; their leading dimensions broadcast.
 
         Returns
         -------
         mean_power : torch.Tensor of shape (...)
-            Mean over features.
+            Mean over features, in the units of `x` to the power of the exponent.
+
+        Raises
+        ------
+        RuntimeError
+            If the shapes do not broadcast.
+
+        Examples
+        --------
+        The scale of Gaussian noise that explains some residuals best is their root
+        mean square:
+
+        >>> import torch
+        >>> from sklearn_sigmavae import GeneralizedNormalNoise
+        >>> residuals = torch.tensor([3.0, -1.0, 3.0, -1.0, 0.0])
+        >>> GeneralizedNormalNoise().mean_power(residuals, torch.zeros(5)).sqrt()
+        tensor(2.)
         """
         return self._power_sum(x - location) / x.shape[-1]
 
 
 class BernoulliNoise(NoiseModel):
-    """Bernoulli noise on data in [0, 1]: the vanilla variational autoencoder.
+    """Bernoulli noise on data in [0, 1]: the vanilla variational autoencoder [1]_.
 
     Locations are logits and there is no scale. It is a distribution on {0, 1} only:
-    values in between are allowed, as is usual, but then no score is a likelihood,
+    values in between are allowed, as is usual, but then no score is a likelihood [2]_,
     and in no case do its scores compare with those of continuous noise.
+
+    See Also
+    --------
+    GeneralizedNormalNoise : Continuous noise, with a scale.
+
+    References
+    ----------
+    .. [1] D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes",
+       arXiv:1312.6114, 2014.
+    .. [2] G. Loaiza-Ganem, J. P. Cunningham, "The continuous Bernoulli: fixing a
+       pervasive error in variational autoencoders", arXiv:1907.06845, 2019.
 
     Examples
     --------
+    Pixels that are on or off, and the probability that each is on:
+
+    >>> from sklearn.datasets import load_digits
     >>> from sklearn_sigmavae import SigmaVAE
-    >>> SigmaVAE(noise="bernoulli").noise
-    'bernoulli'
+    >>> X = (load_digits().data[:300] > 8).astype(float)
+    >>> vae = SigmaVAE(8, noise="bernoulli", max_iter=2, random_state=0).fit(X)
+    >>> probability = vae.inverse_transform(vae.transform(X))
+    >>> bool((probability > 0).all() and (probability < 1).all())
+    True
     """
 
     has_scale = False
 
     def energy(self, x, location, scale=None):
-        """Cross-entropy of each observation, summed over features."""
+        """Cross-entropy, summed over features; see :meth:`NoiseModel.energy`."""
         location, x = torch.broadcast_tensors(location, x)
         losses = F.binary_cross_entropy_with_logits(location, x, reduction="none")
         return losses.sum(-1)
 
     def log_normalizer(self, scale=None):
-        """Zero: the cross-entropy is all."""
+        """Zero: the cross-entropy is all; see :meth:`NoiseModel.log_normalizer`."""
         return 0.0
 
     def sample(self, location, scale, random_state):
@@ -236,7 +478,7 @@ class BernoulliNoise(NoiseModel):
         return (uniform < probability).astype(probability.dtype)
 
     def check_data(self, X):
-        """Raise ``ValueError`` if any entry of an array lies outside [0, 1]."""
+        """Check that data lies in [0, 1]; see :meth:`NoiseModel.check_data`."""
         low, high = X.min(), X.max()
         if low < 0 or high > 1:
             raise ValueError(
@@ -246,12 +488,12 @@ class BernoulliNoise(NoiseModel):
             )
 
     def mean(self, location):
-        """Probability of a one for each logit."""
+        """Probability of a one for each logit; see :meth:`NoiseModel.mean`."""
         # Of the two usual forms, this one overflows nowhere.
         return 0.5 * (1 + np.tanh(0.5 * location))
 
     def location_of_mean(self, mean):
-        """Logit of a probability, kept finite where all the data is 0 or 1."""
+        """Logit, kept finite at 0 and 1; see :meth:`NoiseModel.location_of_mean`."""
         probability = np.clip(mean, 1e-3, 1 - 1e-3)
         return np.log(probability) - np.log1p(-probability)
 
@@ -301,27 +543,34 @@ def equivalent_beta(sigma_from, sigma_to, noise="gaussian"):
     Parameters
     ----------
     sigma_from : float or array-like of shape (n_features,)
-        Scale at which the model with β is trained.
+        Scale at which the model with β is trained, in the units of the data.
     sigma_to : float or array-like of shape (n_features,)
-        Scale of the σ-VAE that it is to equal. Per-feature scales must have the same
-        ratio for every feature.
+        Scale of the σ-VAE that it is to equal, in the same units. Per-feature scales
+        must have the same ratio for every feature.
     noise : {"gaussian", "laplace"} or GeneralizedNormalNoise, default="gaussian"
         The noise model.
 
     Returns
     -------
     beta : float
+        Weight of the KL term [2]_, without a unit.
 
     Raises
     ------
     ValueError
-        If the noise model has no exponent, a scale is not positive, or the ratio of the
-        scales differs between features.
+        If the noise model has no exponent or is not known, a scale is not positive, or
+        the ratio of the scales differs between features.
+
+    See Also
+    --------
+    SigmaVAE : Takes it as ``beta``.
 
     References
     ----------
     .. [1] S. Saremi, "Learning and Inference in Imaginary Noise Models",
        arXiv:2005.09047, 2020.
+    .. [2] I. Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a
+       Constrained Variational Framework", ICLR 2017.
 
     Examples
     --------
