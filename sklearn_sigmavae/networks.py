@@ -38,13 +38,29 @@ ACTIVATIONS = {
 class MLP(BaseEstimator):
     """Recipe of fully connected networks, the decoder mirroring the encoder.
 
+    The hidden layers start at random weights that keep the variance of what they get
+    [1]_. Images are flattened on the way in and get their shape back on the way out.
+
     Parameters
     ----------
     hidden_layer_sizes : tuple of int, default=(256, 256)
         Widths of the encoder's hidden layers; the decoder has them in reverse. An
         empty tuple makes both networks linear.
     activation : str, default="silu"
-        One of "elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh".
+        One of "elu", "gelu", "leaky_relu", "relu", "silu" [2]_, "softplus", "tanh".
+
+    See Also
+    --------
+    Conv : Convolutional networks, for images.
+    sklearn_sigmavae.SigmaVAE : Takes it as ``network``.
+
+    References
+    ----------
+    .. [1] Y. LeCun, L. Bottou, G. B. Orr, K.-R. Müller, "Efficient BackProp", in Neural
+       Networks: Tricks of the Trade, Springer, 1998.
+    .. [2] P. Ramachandran, B. Zoph, Q. V. Le, "Searching for Activation Functions",
+       arXiv:1710.05941, 2017. D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units
+       (GELUs)", arXiv:1606.08415, 2016.
 
     Examples
     --------
@@ -62,7 +78,35 @@ class MLP(BaseEstimator):
         self.activation = activation
 
     def encoder(self, input_shape, n_components):
-        """Module from (n, *input_shape) to (n, 2 * n_components)."""
+        """Module from rows, or images, to means and log-variances of codes.
+
+        Parameters
+        ----------
+        input_shape : tuple of int
+            Shape of a sample: (n_features,) for tables, (C, H, W) for images.
+        n_components : int
+            Dimension of the codes.
+
+        Returns
+        -------
+        encoder : torch.nn.Module
+            From (n, *input_shape) to (n, 2 * n_components): the mean of each
+            component, then the log-variance of each.
+
+        Raises
+        ------
+        ValueError
+            If a parameter of the recipe is not valid.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sklearn_sigmavae.networks import MLP
+        >>> encoder = MLP().encoder((10,), n_components=2)
+        >>> mean, log_var = encoder(torch.zeros(5, 10)).chunk(2, dim=1)
+        >>> mean.shape, log_var.shape
+        (torch.Size([5, 2]), torch.Size([5, 2]))
+        """
         self._check_parameters()
         n_features = math.prod(input_shape)
         flatten = [nn.Flatten()] if len(input_shape) > 1 else []
@@ -70,7 +114,33 @@ class MLP(BaseEstimator):
         return nn.Sequential(*flatten, *layers)
 
     def decoder(self, n_components, output_shape):
-        """Module from (n, n_components) to (n, *output_shape)."""
+        """Module from codes to rows, or images.
+
+        Parameters
+        ----------
+        n_components : int
+            Dimension of the codes.
+        output_shape : tuple of int
+            Shape of a sample: (n_features,) for tables, (C, H, W) for images.
+
+        Returns
+        -------
+        decoder : torch.nn.Module
+            From (n, n_components) to (n, *output_shape): locations in centred and
+            scaled units, for Bernoulli noise logits.
+
+        Raises
+        ------
+        ValueError
+            If a parameter of the recipe is not valid.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sklearn_sigmavae.networks import MLP
+        >>> MLP().decoder(2, output_shape=(10,))(torch.zeros(5, 2)).shape
+        torch.Size([5, 10])
+        """
         self._check_parameters()
         n_features = math.prod(output_shape)
         layers = self._layers(n_components, *self.hidden_layer_sizes[::-1], n_features)
@@ -95,8 +165,8 @@ class Conv(BaseEstimator):
 
     Each level halves height and width (rounding up) with a convolution of stride two;
     what is left passes through fully connected layers. The decoder goes the same way
-    back with transposed convolutions. Images may have any height and width from 4 up,
-    odd ones too, and any number of channels.
+    back with transposed convolutions [1]_. Images may have any height and width from 4
+    up, odd ones too, and any number of channels.
 
     Parameters
     ----------
@@ -107,15 +177,33 @@ class Conv(BaseEstimator):
     hidden_layer_sizes : tuple of int, default=(512,)
         Widths of the fully connected layers between the last level and the codes.
     activation : str, default="silu"
-        One of "elu", "gelu", "leaky_relu", "relu", "silu", "softplus", "tanh".
+        One of "elu", "gelu", "leaky_relu", "relu", "silu" [2]_, "softplus", "tanh".
+
+    See Also
+    --------
+    MLP : Fully connected networks.
+    sklearn_sigmavae.SigmaVAE : Takes it as ``network``.
+
+    References
+    ----------
+    .. [1] V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning",
+       arXiv:1603.07285, 2016.
+    .. [2] P. Ramachandran, B. Zoph, Q. V. Le, "Searching for Activation Functions",
+       arXiv:1710.05941, 2017. D. Hendrycks, K. Gimpel, "Gaussian Error Linear Units
+       (GELUs)", arXiv:1606.08415, 2016.
 
     Examples
     --------
+    Smaller networks than those of ``network="conv"``, for images and back:
+
+    >>> from sklearn.datasets import load_digits
     >>> from sklearn_sigmavae import SigmaVAE
     >>> from sklearn_sigmavae.networks import Conv
-    >>> vae = SigmaVAE(network=Conv(channels=(32, 64)), image_shape=(28, 28))
-    >>> vae.get_params()["network__channels"]
-    (32, 64)
+    >>> X = load_digits().images[:200]
+    >>> network = Conv(channels=(8,), hidden_layer_sizes=(32,))
+    >>> vae = SigmaVAE(8, sigma=2.0, network=network, max_iter=1).fit(X)
+    >>> vae.inverse_transform(vae.transform(X)).shape
+    (200, 8, 8)
     """
 
     def __init__(
@@ -131,7 +219,36 @@ class Conv(BaseEstimator):
         self.activation = activation
 
     def encoder(self, input_shape, n_components):
-        """Module from (n, C, H, W) to (n, 2 * n_components)."""
+        """Module from images to means and log-variances of codes.
+
+        Parameters
+        ----------
+        input_shape : tuple of int
+            Shape of an image, (C, H, W).
+        n_components : int
+            Dimension of the codes.
+
+        Returns
+        -------
+        encoder : torch.nn.Module
+            From (n, C, H, W) to (n, 2 * n_components): the mean of each component,
+            then the log-variance of each.
+
+        Raises
+        ------
+        ValueError
+            If a parameter of the recipe is not valid, or `input_shape` is not that of
+            images of at least 4 x 4 pixels.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sklearn_sigmavae.networks import Conv
+        >>> encoder = Conv().encoder((3, 32, 32), n_components=16)
+        >>> mean, log_var = encoder(torch.zeros(5, 3, 32, 32)).chunk(2, dim=1)
+        >>> mean.shape, log_var.shape
+        (torch.Size([5, 16]), torch.Size([5, 16]))
+        """
         n_channels, sizes = self._levels(input_shape)
         activation = ACTIVATIONS[self.activation]
         layers = []
@@ -146,7 +263,34 @@ class Conv(BaseEstimator):
         return nn.Sequential(*layers, nn.Linear(widths[-1], 2 * n_components))
 
     def decoder(self, n_components, output_shape):
-        """Module from (n, n_components) to (n, C, H, W)."""
+        """Module from codes to images.
+
+        Parameters
+        ----------
+        n_components : int
+            Dimension of the codes.
+        output_shape : tuple of int
+            Shape of an image, (C, H, W).
+
+        Returns
+        -------
+        decoder : torch.nn.Module
+            From (n, n_components) to (n, C, H, W): locations in centred and scaled
+            units, for Bernoulli noise logits.
+
+        Raises
+        ------
+        ValueError
+            If a parameter of the recipe is not valid, or `output_shape` is not that of
+            images of at least 4 x 4 pixels.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from sklearn_sigmavae.networks import Conv
+        >>> Conv().decoder(16, output_shape=(3, 32, 32))(torch.zeros(5, 16)).shape
+        torch.Size([5, 3, 32, 32])
+        """
         n_channels, sizes = self._levels(output_shape)
         activation = ACTIVATIONS[self.activation]
         coarsest = self.channels[-1], *sizes[-1]
