@@ -29,8 +29,9 @@ __all__ = [
 def elbo_scorer(estimator, X, y=None):
     """Mean bound on the log-likelihood of a row, in nats: ``estimator.score(X)``.
 
-    In a pipeline it is the density of what the last step sees, in those units. So it
-    compares candidates that share their earlier steps, and not one scaler with another.
+    It is the evidence lower bound [1]_. In a pipeline it is the density of what the
+    last step sees, in those units. So it compares candidates that share their earlier
+    steps, and not one scaler with another.
 
     Parameters
     ----------
@@ -51,16 +52,29 @@ def elbo_scorer(estimator, X, y=None):
     ------
     TypeError
         If the estimator has no ``score_samples``.
+    NotFittedError
+        If the estimator is not fitted.
+    ValueError
+        If `X` is not valid data for it.
+
+    See Also
+    --------
+    importance_weighted_scorer : A tighter bound, which takes longer.
+    denoising_scorer : What comes back from noisy data.
+
+    References
+    ----------
+    .. [1] D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes",
+       arXiv:1312.6114, 2014.
 
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from sklearn.model_selection import GridSearchCV
-    >>> from sklearn_sigmavae import SigmaVAE
+    >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
     >>> from sklearn_sigmavae.metrics import elbo_scorer
     >>> X = load_digits().data[:300]
-    >>> vae = SigmaVAE(16, max_iter=2, random_state=0)
-    >>> search = GridSearchCV(vae, {"sigma": [2, 6]}, scoring=elbo_scorer, cv=2)
+    >>> vae = SigmaVAE(16, hidden_layer_sizes=(32,), max_iter=2, random_state=0)
+    >>> search = BatchedGridSearchCV(vae, {"sigma": [2, 6]}, scoring=elbo_scorer, cv=2)
     >>> search.fit(X).best_params_
     {'sigma': 2}
     """
@@ -69,11 +83,12 @@ def elbo_scorer(estimator, X, y=None):
 
 
 def reconstruction_scorer(estimator, X, y=None):
-    """Minus the mean squared error of ``inverse_transform(transform(X))``.
+    """Mean squared error of ``inverse_transform(transform(X))``, times minus one.
 
     The mean is over rows and features, in the units of `X`, through all steps of a
     pipeline. More components and smaller ``sigma`` nearly always reconstruct better, so
-    it does not choose them; see :func:`denoising_scorer` for one that does.
+    it does not choose them; see :func:`denoising_scorer` for one that does. It is
+    negative as all scorers of errors are [1]_: greater is better.
 
     Parameters
     ----------
@@ -93,7 +108,21 @@ def reconstruction_scorer(estimator, X, y=None):
     Raises
     ------
     TypeError
-        If the estimator, or a step of it, lacks ``inverse_transform``.
+        If the estimator, or a step of it, lacks ``transform`` or ``inverse_transform``.
+    NotFittedError
+        If the estimator is not fitted.
+    ValueError
+        If `X` is not valid data for it, or comes back in another shape.
+
+    See Also
+    --------
+    denoising_scorer : The same from noisy data.
+    elbo_scorer : The bound on the log-likelihood.
+
+    References
+    ----------
+    .. [1] scikit-learn's user guide, "Metrics and scoring: quantifying the quality of
+       predictions", https://scikit-learn.org/stable/modules/model_evaluation.html
 
     Examples
     --------
@@ -123,9 +152,10 @@ def denoising_scorer(noise_scale, *, noise="gaussian", random_state=0):
     """Scorer of how well clean data comes back from noisy data.
 
     It adds noise to `X`, and scores minus the mean squared error, against clean `X`, of
-    ``inverse_transform(transform(noisy))``. The mean is over rows and features, in the
-    units of `X`, through all steps of a pipeline. The same `X` always gets the same
-    noise, so candidates are compared on the same noisy rows.
+    ``inverse_transform(transform(noisy))``: what a denoising autoencoder [1]_ is
+    trained for, and a :class:`~sklearn_sigmavae.SigmaVAE` is not. The mean is over rows
+    and features, in the units of `X`, through all steps of a pipeline. The same `X`
+    always gets the same noise, so candidates are compared on the same noisy rows.
 
     Parameters
     ----------
@@ -140,14 +170,21 @@ def denoising_scorer(noise_scale, *, noise="gaussian", random_state=0):
     Returns
     -------
     scorer : callable
-        Takes ``(estimator, X, y=None)`` and returns a float, never positive. It raises
-        ``TypeError`` if the estimator lacks ``transform`` or ``inverse_transform``, and
-        ``ValueError`` if `X` has another number of features than `noise_scale`.
+        Takes ``(estimator, X, y=None)`` and returns a float, never positive, in the
+        squared units of `X`. It raises ``TypeError`` if the estimator lacks
+        ``transform`` or ``inverse_transform``, and ``ValueError`` if `X` has another
+        number of features than `noise_scale`.
 
     Raises
     ------
     ValueError
-        If a scale is not positive and finite, or the noise model has none.
+        If a scale is not positive and finite, the noise model has none, or another
+        parameter is not valid.
+
+    See Also
+    --------
+    reconstruction_scorer : The same without noise.
+    sklearn_sigmavae.SigmaVAE.denoise : Reads noisy data through the posterior.
 
     Notes
     -----
@@ -159,18 +196,22 @@ def denoising_scorer(noise_scale, *, noise="gaussian", random_state=0):
 
     Noisy data leaves [0, 1], so ``SigmaVAE(noise="bernoulli")`` refuses it.
 
+    References
+    ----------
+    .. [1] P. Vincent, H. Larochelle, Y. Bengio, P.-A. Manzagol, "Extracting and
+       Composing Robust Features with Denoising Autoencoders", ICML 2008.
+
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from sklearn.model_selection import GridSearchCV
-    >>> from sklearn_sigmavae import SigmaVAE
+    >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
     >>> from sklearn_sigmavae.metrics import denoising_scorer
     >>> X = load_digits().data[:300]
-    >>> vae = SigmaVAE(16, max_iter=2, random_state=0)
+    >>> vae = SigmaVAE(16, hidden_layer_sizes=(32,), max_iter=2, random_state=0)
     >>> scorer = denoising_scorer(10)
     >>> scorer
     denoising_scorer(10.0, noise='gaussian', random_state=0)
-    >>> search = GridSearchCV(vae, {"sigma": [2, 6]}, scoring=scorer, cv=2)
+    >>> search = BatchedGridSearchCV(vae, {"sigma": [2, 6]}, scoring=scorer, cv=2)
     >>> search.fit(X).best_params_
     {'sigma': 6}
     """
@@ -191,9 +232,9 @@ def denoising_scorer(noise_scale, *, noise="gaussian", random_state=0):
 def importance_weighted_scorer(n_importance_samples=100):
     """Scorer of the importance-weighted bound, the mean of ``score_samples``.
 
-    It is nearer to the log-likelihood than :func:`elbo_scorer` and takes longer, in
-    proportion to the samples. In a pipeline it is the density of what the last step
-    sees, in those units.
+    The bound [1]_ is nearer to the log-likelihood than :func:`elbo_scorer` and takes
+    longer, in proportion to the samples. In a pipeline it is the density of what the
+    last step sees, in those units.
 
     Parameters
     ----------
@@ -211,6 +252,15 @@ def importance_weighted_scorer(n_importance_samples=100):
     ------
     ValueError
         If `n_importance_samples` is no integer of at least 1.
+
+    See Also
+    --------
+    elbo_scorer : The plain bound.
+
+    References
+    ----------
+    .. [1] Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted Autoencoders",
+       arXiv:1509.00519, 2016.
 
     Examples
     --------
