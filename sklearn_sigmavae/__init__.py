@@ -1,7 +1,7 @@
 """Variational autoencoders that behave like scikit-learn's PCA."""
 
 from ._net import DivergenceError
-from ._path import SigmaPath, sigma_path
+from ._path import PowerLaw, SigmaPath, sigma_path
 from ._persistence import ModelFileError
 from ._plot.denoising import DenoisingDisplay
 from ._plot.latent_space import LatentSpaceDisplay
@@ -20,6 +20,7 @@ __all__ = [
     "GeneralizedNormalNoise",
     "LatentSpaceDisplay",
     "ModelFileError",
+    "PowerLaw",
     "ReconstructionDisplay",
     "SigmaPath",
     "SigmaPathDisplay",

@@ -46,11 +46,11 @@ STACK_BYTES_ON_CPU = 2**26
 class BatchedGridSearchCV(GridSearchCV):
     """Grid search over a :class:`SigmaVAE` at the price of a few fits.
 
-    A :class:`~sklearn.model_selection.GridSearchCV` in all that it is given and gives,
-    but candidates that differ only in ``sigma``, ``beta`` or ``random_state``, times
-    folds, are trained together, as one stack of models: each with its own weights,
-    batches, steps, held-out rows and best epoch, and to the scores that it would
-    reach alone.
+    A :class:`~sklearn.model_selection.GridSearchCV` [1]_ in all that it is given and
+    gives, but candidates that differ only in ``sigma``, ``beta`` or ``random_state``,
+    times folds, are trained together, as one stack of models: each with its own
+    weights, batches, steps, held-out rows and best epoch, and to the scores that it
+    would reach alone.
 
     Other parameters split the grid into groups, each with its own stacks, and so do
     training sets of different size. A stack takes at most 64 MB on the CPU, beyond
@@ -82,19 +82,20 @@ class BatchedGridSearchCV(GridSearchCV):
     pre_dispatch : int or str, default='2*n_jobs'
         Number of chunks that are dispatched at a time.
     error_score : 'raise' or numeric, default=np.nan
-        Score of a candidate whose training fails, by diverging say.
+        Score of a candidate whose training fails, by diverging say, in the units of the
+        other scores.
     return_train_score : bool, default=False
         Whether to score on the training rows too.
 
     Attributes
     ----------
-    cv_results_ : dict of ndarrays
+    cv_results_ : dict of ndarray of shape (n_candidates,)
         As of :class:`~sklearn.model_selection.GridSearchCV`, and so are the others. The
         time of a fit is that of its chunk, divided by the number of fits in it.
     best_estimator_ : SigmaVAE
         The best candidate, fitted to all of the data.
     best_score_ : float
-        Its mean score on the test folds.
+        Its mean score on the test folds: by default the bound in nats per row.
     best_params_ : dict
         Its parameters.
     best_index_ : int
@@ -122,12 +123,17 @@ class BatchedGridSearchCV(GridSearchCV):
     to 1e-6 or so of a score. Parameters and folds are checked before any training: a
     candidate that is not valid raises, whatever ``error_score``.
 
+    References
+    ----------
+    .. [1] scikit-learn's user guide, "Tuning the hyper-parameters of an estimator",
+       https://scikit-learn.org/stable/modules/grid_search.html
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris
     >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
     >>> X, _ = load_iris(return_X_y=True)
-    >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=20, random_state=0)
+    >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
     >>> search = BatchedGridSearchCV(vae, {"sigma": [0.1, 0.2, 0.4, 0.8]}).fit(X)
     >>> search.best_params_
     {'sigma': 0.2}
@@ -143,7 +149,7 @@ class BatchedGridSearchCV(GridSearchCV):
         ----------
         X : array-like of shape (n_samples, n_features), or images
             Training data.
-        y : array-like, default=None
+        y : array-like of shape (n_samples,), default=None
             For scorers that use it, and splitters.
         **params : dict
             ``groups`` for the splitter; the rest, ``X_val`` say, for the estimator's
@@ -152,14 +158,31 @@ class BatchedGridSearchCV(GridSearchCV):
         Returns
         -------
         self : BatchedGridSearchCV
+            The search, with its results in ``cv_results_``.
 
         Raises
         ------
         TypeError
-            If the estimator is not a SigmaVAE.
+            If the estimator is not a SigmaVAE, or the data is sparse.
         ValueError
             If the grid, a candidate, the data or a fold is not valid, or all fits
             fail.
+
+        Examples
+        --------
+        Choose by rows of other groups than those that were trained on:
+
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.model_selection import GroupKFold
+        >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+        >>> groups = np.arange(150) // 5  # say, five flowers of each plant
+        >>> cv = GroupKFold(2)
+        >>> search = BatchedGridSearchCV(vae, {"sigma": [0.3, 1]}, cv=cv, refit=False)
+        >>> search.fit(X, groups=groups).best_params_
+        {'sigma': 0.3}
         """
         _check_estimator(self.estimator)
         scorers, refit_metric = self._get_scorers()

@@ -46,7 +46,7 @@ IGNORED = {
 
 # Words that the description of a quantity has, by the section and name of it.
 UNITS = {
-    r"\w+ (\w+_)?sigmas?(_\w*)?": r"units",
+    r"\w+ (best_)?sigmas?(_from|_to|_)?": r"units",
     r"\w+ (noise_)?scales?": r"units",
     r"\w+ (reconstruction_error_|errors)": r"units",
     r"\w+ (\w+_)?(distortion|variance)|\w+ eigenvalues": r"units",
