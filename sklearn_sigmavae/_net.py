@@ -366,6 +366,22 @@ class DivergenceError(ValueError):
 
     The estimator is then what it was before. A smaller ``learning_rate``, or a larger
     ``sigma`` or ``batch_size``, helps.
+
+    See Also
+    --------
+    SigmaVAE.fit : Trains, and raises it.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_sigmavae import DivergenceError, SigmaVAE
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> vae = SigmaVAE(2, sigma=0.3, learning_rate=1e30, max_iter=2, random_state=0)
+    >>> try:
+    ...     vae.fit(X)
+    ... except DivergenceError:
+    ...     vae.set_params(learning_rate=1e-3).fit(X)
+    SigmaVAE(...)
     """
 
 

@@ -42,8 +42,8 @@ class PowerLaw(NamedTuple):
     """A fit of KL = prefactor * sigma ** -exponent, in nats.
 
     It is what :meth:`SigmaPath.power_law` returns, a tuple with names. The abstract of
-    the σ-VAE's paper says that the KL of learned models follows such a law [1]_. Whether
-    it does on your data, ``r2`` and a look at the curve tell.
+    the σ-VAE's paper says that the KL of learned models follows such a law [1]_. On
+    your data ``r2``, and a look at the curve, tell whether it does.
 
     Parameters
     ----------

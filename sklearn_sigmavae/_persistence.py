@@ -40,6 +40,24 @@ class ModelFileError(ValueError):
     It is damaged, of another kind, was made by a later version, or says of itself what
     is not so. It is also raised for a file that needs a ``network`` or ``noise`` of
     your own to be loaded.
+
+    See Also
+    --------
+    SigmaVAE.load : Reads a file, and raises it.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> from sklearn_sigmavae import ModelFileError, SigmaVAE
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "model.safetensors")
+    ...     with open(path, "w") as file:
+    ...         _ = file.write("something else")
+    ...     try:
+    ...         vae = SigmaVAE.load(path)
+    ...     except ModelFileError:
+    ...         print("No model; fit a new one.")
+    No model; fit a new one.
     """
 
 

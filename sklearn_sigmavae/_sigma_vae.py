@@ -64,8 +64,9 @@ _OBSERVATION = {
 class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Variational autoencoder with a noise scale σ that you choose and can score.
 
-    The decoder assumes that the data carries noise of scale ``sigma``, while the
-    encoder sees clean data only [1]_. Training maximises, over rows :math:`x`,
+    A variational autoencoder [4]_ whose decoder assumes that the data carries noise of
+    scale ``sigma``, while the encoder sees clean data only [1]_. Training maximises,
+    over rows :math:`x`,
 
     .. math::
 
@@ -73,7 +74,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         - \beta\, \mathrm{KL}(q(z|x) \,\|\, p(z))
 
     and starts at the exact optimum of the linear model, probabilistic PCA with noise
-    variance :math:`\sigma^2` [2]_. The nonlinear part of the networks
+    variance :math:`\sigma^2` [2]_ [5]_. The nonlinear part of the networks
     grows from there. :meth:`score` is a normalised likelihood bound, so that
     ``sigma`` can be searched over and scores compare with those of
     :class:`~sklearn.decomposition.PCA`.
@@ -94,7 +95,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Smaller values keep more detail and use more components. "mle" learns the
         maximum-likelihood scale of the residuals [3]_.
     beta : float, default=1.0
-        Weight of the KL term in training. A model with ``beta`` is a model with
+        Weight of the KL term in training [6]_. A model with ``beta`` is a model with
         another ``sigma`` (:func:`equivalent_beta`); scores are always taken at 1.
     noise : {"gaussian", "laplace", "bernoulli"} or NoiseModel, default="gaussian"
         Distribution of the noise. "bernoulli" is the vanilla VAE for data in [0, 1]:
@@ -135,7 +136,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     learning_rate : float, default=2e-3
         Learning rate; its maximum for "one_cycle".
     lr_schedule : {"one_cycle", "constant"}, default="one_cycle"
-        "one_cycle" warms up to ``learning_rate`` and falls to zero over all of
+        "one_cycle" [7]_ warms up to ``learning_rate`` and falls to zero over all of
         ``max_iter``. "constant" stays there and, with ``early_stopping``, may stop.
         ``warm_start`` and ``partial_fit`` always run at a constant rate.
     batch_size : int, default=128
@@ -156,7 +157,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Whether :meth:`fit` continues from the last one, with the parameters of now.
         Those that shape the model cannot change in between.
     callbacks : list or None, default=None
-        skorch callbacks, copied for each fit. Those that see batches cost speed,
+        Callbacks of skorch, copied for each fit. Those that see batches cost speed,
         skorch's own ``LRScheduler`` among them.
     checkpoint_dir : str, path-like or None, default=None
         Folder for checkpoints. A :meth:`fit` that was killed, or interrupted, and is
@@ -183,8 +184,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     Attributes
     ----------
-    sigma_ : float or ndarray
-        Scale of the noise in use, an array if `sigma` is one; None for Bernoulli noise.
+    sigma_ : float or ndarray of the shape of `sigma`
+        Scale of the noise in use, in the units of `X`; None for Bernoulli noise.
     noise_ : NoiseModel
         The noise model in use.
     module_ : torch.nn.Module
@@ -213,6 +214,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     sklearn.decomposition.PCA : The linear model, its noise scale fitted.
     sklearn.decomposition.FactorAnalysis : The linear model with one scale per feature.
     equivalent_beta : The ``beta`` that stands for another ``sigma``.
+    BatchedGridSearchCV : Chooses ``sigma``, and all else.
+    sigma_path : Models along a path of ``sigma``.
 
     Notes
     -----
@@ -228,15 +231,26 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
        VAE Perspective on Posterior Collapse", arXiv:1911.02469, 2019.
     .. [3] O. Rybkin, K. Daniilidis, S. Levine, "Simple and Effective VAE Training with
        Calibrated Decoders", arXiv:2006.13202, 2021.
+    .. [4] D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes",
+       arXiv:1312.6114, 2014.
+    .. [5] M. E. Tipping, C. M. Bishop, "Probabilistic Principal Component Analysis",
+       Journal of the Royal Statistical Society B 61(3), 1999.
+    .. [6] I. Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a
+       Constrained Variational Framework", ICLR 2017.
+    .. [7] L. N. Smith, N. Topin, "Super-Convergence: Very Fast Training of Neural
+       Networks Using Large Learning Rates", arXiv:1708.07120, 2018.
 
     Examples
     --------
     >>> from sklearn.datasets import load_digits
     >>> from sklearn_sigmavae import SigmaVAE
     >>> X, _ = load_digits(return_X_y=True)
-    >>> vae = SigmaVAE(n_components=10, sigma=3.0, max_iter=5, random_state=0).fit(X)
-    >>> vae.transform(X).shape
+    >>> vae = SigmaVAE(n_components=10, sigma=3.0, max_iter=2, random_state=0).fit(X)
+    >>> codes = vae.transform(X)
+    >>> codes.shape
     (1797, 10)
+    >>> vae.inverse_transform(codes).shape
+    (1797, 64)
     >>> vae.n_active_components_
     10
     """
@@ -361,7 +375,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None, *, X_val=None):
-        """Fit the model.
+        """Fit the model to data.
 
         Parameters
         ----------
@@ -392,6 +406,28 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If ``checkpoint_dir`` cannot be written to.
         ModelFileError
             If there is a checkpoint of this fit that cannot be read.
+
+        Warns
+        -----
+        UserWarning
+            If `sigma` hides all of the data at the start; it names one that would not.
+        ConvergenceWarning
+            If ``sigma="mle"`` meets a likelihood that grows without bound.
+
+        Examples
+        --------
+        Choose the best epoch by rows of your own, every fifth, and see their bound in
+        the last one:
+
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> held_out = np.arange(150) % 5 == 0
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=5, random_state=0)
+        >>> vae = vae.fit(X[~held_out], X_val=X[held_out])
+        >>> bool(-3.5 < -vae.history_[-1, "valid_loss"] < -2.5)  # nats per row
+        True
         """
         continues = self.warm_start and self.__sklearn_is_fitted__()
         with self._unchanged_on_failure():
@@ -424,7 +460,23 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Raises
         ------
         ValueError, TypeError
-            As for :meth:`fit`.
+            As for :meth:`fit`, or if a parameter that shapes the model has changed
+            since the last call.
+        DivergenceError
+            If the loss becomes non-finite, as for :meth:`fit`.
+
+        Examples
+        --------
+        Learn from chunks as they come:
+
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, random_state=0)
+        >>> for chunk in (X[::3], X[1::3], X[2::3]):
+        ...     vae = vae.partial_fit(chunk)
+        >>> vae.n_iter_
+        3
         """
         continues = self.__sklearn_is_fitted__()
         with self._unchanged_on_failure():
@@ -450,8 +502,30 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Returns
         -------
         Z : ndarray of shape (n_samples, n_components)
-            Codes, of the dtype of `X` if that is float32 or float64; float32 for
-            unsigned integers of 8 or 16 bits.
+            Codes, in units of the prior's standard deviation; of the dtype of `X` if
+            that is float32 or float64, float32 for unsigned integers of 8 or 16 bits.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `X` is not valid: of another number of features or another shape, with
+            NaN, or sparse.
+
+        Examples
+        --------
+        Codes of flowers for a classifier:
+
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.linear_model import LogisticRegression
+        >>> from sklearn.pipeline import make_pipeline
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, y = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=2, random_state=0)
+        >>> model = make_pipeline(vae, LogisticRegression()).fit(X, y)
+        >>> bool(model.score(X, y) > 0.9)
+        True
         """
         return self._infer(lambda vae, x: vae.encode(x)[0], X)
 
@@ -467,6 +541,25 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -------
         X : ndarray of shape (n_samples, n_features), or images
             Data in the shape and units of the training data.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `Z` is not valid: of another number of columns, with NaN, or sparse.
+
+        Examples
+        --------
+        What two numbers keep of four:
+
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=2, random_state=0).fit(X)
+        >>> restored = vae.inverse_transform(vae.transform(X))
+        >>> bool(abs(restored - X).mean() < 0.5 * X.std(axis=0).mean())
+        True
         """
         check_is_fitted(self)
         Z = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
@@ -497,7 +590,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ----------
         X : array-like of shape (n_samples, n_features), or images
             Rows, clean or noisy. NaN stands for a missing entry.
-        noise_scale : float, array-like or "estimate", default=None
+        noise_scale : float, array-like (shapes below) or "estimate", default=None
             Scale of the noise that `X` carries, in its units: one number; one for each
             feature, of shape (n_features,); for each row, (n_samples, 1); or for each
             entry, (n_samples, n_features). Shapes of samples will do for features.
@@ -515,11 +608,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Returns
         -------
         mean, std : ndarray of shape (n_samples, n_components)
+            Means and standard deviations, in units of those of the prior.
 
         Raises
         ------
-        ValueError
-            If `X` or `noise_scale` is not valid, or ``refine=False`` with noise or
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `X` or another parameter is not valid, or ``refine=False`` with noise or
             missing entries.
 
         Examples
@@ -528,7 +624,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         >>> from sklearn.datasets import load_iris
         >>> from sklearn_sigmavae import SigmaVAE
         >>> X, _ = load_iris(return_X_y=True)
-        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=5, random_state=0).fit(X)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=2, random_state=0).fit(X)
         >>> _, clean = vae.posterior(X)
         >>> _, noisy = vae.posterior(X + 1.0, noise_scale=2.0)
         >>> bool(noisy.mean() > clean.mean())  # of noisy rows less is known
@@ -571,8 +667,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         X : array-like of shape (n_samples, n_features), or images
             Noisy rows. NaN stands for a missing entry: to fill these alone, take
             ``np.where(np.isnan(X), vae.denoise(X), X)``.
-        noise_scale : float, array-like or "estimate", default="estimate"
-            Scale of the noise, as for :meth:`posterior`.
+        noise_scale : float, array-like (shapes below) or "estimate", default="estimate"
+            Scale of the noise, in the units of `X`: one number; one for each feature,
+            of shape (n_features,); for each row, (n_samples, 1); or for each entry,
+            (n_samples, n_features); as for :meth:`posterior`.
         noise : {"gaussian", "laplace"} or NoiseModel, default=None
             Distribution of the noise; None for that of the model.
         max_iter : int, default=40
@@ -587,8 +685,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Raises
         ------
-        ValueError
-            If `X` or `noise_scale` is not valid.
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `X` or another parameter is not valid.
 
         Examples
         --------
@@ -596,10 +696,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         >>> from sklearn.datasets import load_digits
         >>> from sklearn_sigmavae import SigmaVAE
         >>> X = load_digits().data
-        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(X)
-        >>> Y = X[:100] + np.random.default_rng(0).normal(scale=8, size=(100, 64))
+        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=1, random_state=0).fit(X[100:])
+        >>> X = X[:100]
+        >>> Y = X + np.random.default_rng(0).normal(scale=8, size=X.shape)
         >>> restored = vae.denoise(Y, noise_scale=8)
-        >>> bool(((restored - X[:100]) ** 2).mean() < 0.3 * ((Y - X[:100]) ** 2).mean())
+        >>> bool(((restored - X) ** 2).mean() < 0.3 * ((Y - X) ** 2).mean())
         True
         """
         check_is_fitted(self)
@@ -632,16 +733,19 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Raises
         ------
-        ValueError
-            If `X` is not valid, or the noise has no scale.
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `X` or `noise` is not valid, all of `X` is missing, or the noise, or that
+            of the model, has no scale.
 
         Examples
         --------
         >>> import numpy as np
         >>> from sklearn.datasets import load_digits
         >>> from sklearn_sigmavae import SigmaVAE
-        >>> X = load_digits().data
-        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(X)
+        >>> X = load_digits().data[:500]
+        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=1, random_state=0).fit(X)
         >>> Y = X + np.random.default_rng(0).normal(scale=8, size=X.shape)
         >>> 7.5 < vae.estimate_noise_scale(Y) < 8.5
         True
@@ -666,6 +770,26 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -------
         kl : ndarray of shape (n_samples, n_components)
             In nats: how much each component knows of each row.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `X` is not valid: of another number of features or another shape, with
+            NaN, or sparse.
+
+        Examples
+        --------
+        Differences of 0.3 cm are noise here, so that two components know something of a
+        flower, and a third does not:
+
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(3, sigma=0.3, max_iter=2, random_state=0).fit(X)
+        >>> (vae.kl_divergence(X).mean(axis=0) > 0.1).tolist()
+        [True, True, False]
         """
         return self._infer(lambda vae, x: kl_divergence(*vae.encode(x)), X)
 
@@ -697,10 +821,31 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         score : ndarray of shape (n_samples,), float64
             In nats.
 
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `X` is not valid, as for :meth:`transform`, or `n_importance_samples` is
+            no integer of at least 1.
+
         References
         ----------
         .. [1] Y. Burda, R. Grosse, R. Salakhutdinov, "Importance Weighted
            Autoencoders", arXiv:1509.00519, 2016.
+
+        Examples
+        --------
+        Find the rows that are unlike the others:
+
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=2, random_state=0).fit(X)
+        >>> X[[7, 77]] += 5
+        >>> sorted(np.argsort(vae.score_samples(X))[:2].tolist())
+        [7, 77]
         """
         check_is_fitted(self)
         k, n_samples = self._n_features_out, n_importance_samples
@@ -733,6 +878,29 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -------
         score : float
             Lower bound on the mean log-likelihood of a row, in nats.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError, TypeError
+            If `X` is not valid: of another number of features or another shape, with
+            NaN, or sparse.
+
+        Examples
+        --------
+        Beside PCA of as many components, both in nats on rows that are held out:
+
+        >>> from sklearn.datasets import load_digits
+        >>> from sklearn.decomposition import PCA
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X = load_digits().data
+        >>> vae = SigmaVAE(
+        ...     16, sigma=2.0, hidden_layer_sizes=(128,), max_iter=3, random_state=0
+        ... )
+        >>> nats = vae.fit(X[200:]).score(X[:200])
+        >>> bool(nats > PCA(16).fit(X[200:]).score(X[:200]))
+        True
         """
         return float(self.score_samples(X).mean())
 
@@ -761,6 +929,24 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -------
         X : ndarray of shape (n_samples, n_features), or images
             Data in the shape and units of the training data, in float64.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If a parameter is not valid.
+
+        Examples
+        --------
+        Flowers that nobody has measured:
+
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=2, random_state=0).fit(X)
+        >>> vae.sample(10, random_state=0).shape
+        (10, 4)
         """
         check_is_fitted(self)
         random_state = check_random_state(random_state)
@@ -773,8 +959,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Write the fitted model to one file, without pickle.
 
         The file holds what inference needs, the parameters and the history, in the
-        format of safetensors; no training data. A crash leaves the file that was there
-        before, or the new one, whole.
+        format of safetensors [1]_; no training data. A crash leaves the file that was
+        there before, or the new one, whole.
 
         Parameters
         ----------
@@ -783,12 +969,15 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Raises
         ------
+        NotFittedError
+            If the estimator is not fitted.
         OSError
             If it cannot be written. A file that was there before is still there.
         ValueError
             If a parameter is not valid.
         TypeError
-            If a network of your own has values of a type that no file holds.
+            If a network of your own has values of a type that no file holds, or `path`
+            is no path.
 
         Warns
         -----
@@ -796,13 +985,17 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If ``callbacks``, ``optimizer`` or ``random_state`` are objects, which no
             file holds: the loaded estimator has their defaults.
 
+        References
+        ----------
+        .. [1] "Safetensors", https://huggingface.co/docs/safetensors
+
         Examples
         --------
         >>> import os, tempfile
         >>> from sklearn.datasets import load_iris
         >>> from sklearn_sigmavae import SigmaVAE
         >>> X, _ = load_iris(return_X_y=True)
-        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=5, random_state=0).fit(X)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=2, random_state=0).fit(X)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = os.path.join(folder, "iris.safetensors")
         ...     vae.save(path)
@@ -849,6 +1042,33 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If there is no such file, or it cannot be read.
         ValueError
             If the device cannot be used.
+        TypeError
+            If `path` is no path.
+
+        Warns
+        -----
+        UserWarning
+            If `network` or `noise` is of another class than the file names.
+
+        Examples
+        --------
+        A network of your own comes from you, its weights from the file:
+
+        >>> import os, tempfile
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> from sklearn_sigmavae.networks import MLP
+        >>> class Narrow(MLP):
+        ...     def __init__(self, hidden_layer_sizes=(8,), activation="tanh"):
+        ...         super().__init__(hidden_layer_sizes, activation)
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, network=Narrow(), max_iter=2).fit(X)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "iris.safetensors")
+        ...     vae.save(path)
+        ...     same = SigmaVAE.load(path, device="cpu", network=Narrow())
+        >>> same.transform(X).shape
+        (150, 2)
         """
         resolve_device(device)
         header, arrays = read_model(path)

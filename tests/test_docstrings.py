@@ -56,7 +56,7 @@ UNITS = {
     r"\w+ prefactor": r"nats",
     r"\w+ \w*_time_": r"[Ss]econds",
     r"\w+ (max_iter|n_iter_\w*)": r"epoch|step",
-    r"\w+ (eps|\w+_fraction)": r"fraction",
+    r"\w+ (eps|\w+_fraction)": r"[Ff]raction",
 }
 
 # The same for functions and methods, by their names, anywhere in their docstrings.
