@@ -64,8 +64,8 @@ _OBSERVATION = {
 class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Variational autoencoder with a noise scale σ that you choose and can score.
 
-    A variational autoencoder [4]_ whose decoder assumes that the data carries noise of
-    scale ``sigma``, while the encoder sees clean data only [1]_. Training maximises,
+    A variational autoencoder [1]_ whose decoder assumes that the data carries noise of
+    scale ``sigma``, while the encoder sees clean data only [2]_. Training maximises,
     over rows :math:`x`,
 
     .. math::
@@ -74,7 +74,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         - \beta\, \mathrm{KL}(q(z|x) \,\|\, p(z))
 
     and starts at the exact optimum of the linear model, probabilistic PCA with noise
-    variance :math:`\sigma^2` [2]_ [5]_. The nonlinear part of the networks
+    variance :math:`\sigma^2` [3]_ [4]_. The nonlinear part of the networks
     grows from there. :meth:`score` is a normalised likelihood bound, so that
     ``sigma`` can be searched over and scores compare with those of
     :class:`~sklearn.decomposition.PCA`.
@@ -93,7 +93,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Scale of the noise in the units of `X`, one for all features or one for each
         (an array of the shape of a sample will do too).
         Smaller values keep more detail and use more components. "mle" learns the
-        maximum-likelihood scale of the residuals [3]_.
+        maximum-likelihood scale of the residuals [5]_.
     beta : float, default=1.0
         Weight of the KL term in training [6]_. A model with ``beta`` is a model with
         another ``sigma`` (:func:`equivalent_beta`); scores are always taken at 1.
@@ -225,16 +225,16 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     References
     ----------
-    .. [1] S. Saremi, "Learning and Inference in Imaginary Noise Models",
-       arXiv:2005.09047, 2020.
-    .. [2] J. Lucas, G. Tucker, R. Grosse, M. Norouzi, "Don't Blame the ELBO! A Linear
-       VAE Perspective on Posterior Collapse", arXiv:1911.02469, 2019.
-    .. [3] O. Rybkin, K. Daniilidis, S. Levine, "Simple and Effective VAE Training with
-       Calibrated Decoders", arXiv:2006.13202, 2021.
-    .. [4] D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes",
+    .. [1] D. P. Kingma, M. Welling, "Auto-Encoding Variational Bayes",
        arXiv:1312.6114, 2014.
-    .. [5] M. E. Tipping, C. M. Bishop, "Probabilistic Principal Component Analysis",
+    .. [2] S. Saremi, "Learning and Inference in Imaginary Noise Models",
+       arXiv:2005.09047, 2020.
+    .. [3] J. Lucas, G. Tucker, R. Grosse, M. Norouzi, "Don't Blame the ELBO! A Linear
+       VAE Perspective on Posterior Collapse", arXiv:1911.02469, 2019.
+    .. [4] M. E. Tipping, C. M. Bishop, "Probabilistic Principal Component Analysis",
        Journal of the Royal Statistical Society B 61(3), 1999.
+    .. [5] O. Rybkin, K. Daniilidis, S. Levine, "Simple and Effective VAE Training with
+       Calibrated Decoders", arXiv:2006.13202, 2021.
     .. [6] I. Higgins et al., "beta-VAE: Learning Basic Visual Concepts with a
        Constrained Variational Framework", ICLR 2017.
     .. [7] L. N. Smith, N. Topin, "Super-Convergence: Very Fast Training of Neural
