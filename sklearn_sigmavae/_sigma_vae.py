@@ -511,7 +511,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If the estimator is not fitted.
         ValueError, TypeError
             If `X` is not valid: of another number of features or another shape, with
-            NaN, or sparse.
+            NaN, sparse, or for Bernoulli noise outside of [0, 1].
 
         Examples
         --------
@@ -777,7 +777,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If the estimator is not fitted.
         ValueError, TypeError
             If `X` is not valid: of another number of features or another shape, with
-            NaN, or sparse.
+            NaN, sparse, or for Bernoulli noise outside of [0, 1].
 
         Examples
         --------
@@ -885,7 +885,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If the estimator is not fitted.
         ValueError, TypeError
             If `X` is not valid: of another number of features or another shape, with
-            NaN, or sparse.
+            NaN, sparse, or for Bernoulli noise outside of [0, 1].
 
         Examples
         --------

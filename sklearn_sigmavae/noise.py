@@ -342,8 +342,8 @@ class GeneralizedNormalNoise(NoiseModel):
     ...     SigmaVAE,
     ... )
     >>> X, _ = load_iris(return_X_y=True)
-    >>> noise = GeneralizedNormalNoise()
-    >>> vae = SigmaVAE(2, noise=noise, hidden_layer_sizes=(16,), max_iter=1)
+    >>> vae = SigmaVAE(2, sigma=0.3, hidden_layer_sizes=(16,), max_iter=1)
+    >>> vae = vae.set_params(noise=GeneralizedNormalNoise())
     >>> grid = {"noise__exponent": [1, 1.5, 2]}
     >>> search = BatchedGridSearchCV(vae, grid, cv=2).fit(X)
     >>> search.best_params_["noise__exponent"] in [1, 1.5, 2]
