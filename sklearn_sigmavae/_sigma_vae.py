@@ -364,11 +364,13 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     @property
     def module_(self):
         """torch.nn.Module : The trained module, in centred and scaled units."""
+        check_is_fitted(self)
         return self._model.module_
 
     @property
     def history_(self):
         """skorch.history.History : A row for each epoch."""
+        check_is_fitted(self)
         return self._model.history
 
     # Fitting

@@ -13,6 +13,7 @@ from numbers import Real
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import StrOptions, validate_params
 from torch.nn import functional as F
 
 __all__ = [
@@ -27,10 +28,10 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
     """Distribution of an observation given its location, independent over features.
 
     It is the p(x|z) of a variational autoencoder [1]_. A subclass has its density,
-    :meth:`energy` and :meth:`log_normalizer`, and draws from it, :meth:`sample`. One
-    with a scale trains with ``init="random"``; the start at PCA, ``sigma="mle"``,
-    :func:`~sklearn_sigmavae.sigma_path` and noisy data also need the ``exponent``,
-    ``variance_factor`` and ``mean_power`` of :class:`GeneralizedNormalNoise`.
+    :meth:`energy` and :meth:`log_normalizer`, and draws from it, :meth:`sample`.
+    Training, scores, searches and the refinement of noisy rows need no more;
+    ``sigma="mle"``, ``noise_scale="estimate"`` and
+    :func:`~sklearn_sigmavae.sigma_path` need an ``exponent``.
 
     Attributes
     ----------
@@ -534,6 +535,10 @@ def resolve_power(noise, consequence):
     return model
 
 
+@validate_params(
+    {"noise": [StrOptions(set(ALIASES)), NoiseModel]},
+    prefer_skip_nested_validation=True,
+)
 def equivalent_beta(sigma_from, sigma_to, noise="gaussian"):
     r"""The β that makes a model at one scale the σ-VAE at another scale.
 
@@ -581,8 +586,6 @@ def equivalent_beta(sigma_from, sigma_to, noise="gaussian"):
     >>> equivalent_beta(0.5, 1.0, noise="laplace")
     2.0
     """
-    if isinstance(noise, str) and noise not in ALIASES:
-        raise ValueError(f"noise must be one of {sorted(ALIASES)}. Got {noise!r}.")
     model = resolve_power(noise, "no beta is equivalent to another sigma")
     sigma_from = np.asarray(sigma_from, dtype=np.float64)
     sigma_to = np.asarray(sigma_to, dtype=np.float64)

@@ -149,7 +149,8 @@ def test_equivalent_beta(exponent):
         ((1.0, np.nan), "sigma_to"),
         (([1.0, 1.0], [1.0, 2.0]), "same ratio"),
         ((1.0, 1.0, "bernoulli"), "no scale"),
-        ((1.0, 1.0, "cauchy"), "must be one of"),
+        ((1.0, 1.0, "cauchy"), "'noise' parameter of equivalent_beta"),
+        ((1.0, 1.0, 3), "'noise' parameter of equivalent_beta"),
     ],
 )
 def test_equivalent_beta_bad_input(arguments, message):

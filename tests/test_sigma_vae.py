@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from small_vae import (
     NOISE,
     curved_rows,
@@ -346,3 +346,11 @@ def test_the_automatic_device_is_cuda_where_there_is_one():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert fitted.module_.device.type == expected
     assert isinstance(fitted.transform(X), np.ndarray)
+
+
+@pytest.mark.parametrize("name", ["module_", "history_"])
+def test_fitted_attributes_say_what_is_missing(name):
+    model = small_vae()
+    with pytest.raises(NotFittedError, match="not fitted yet"):
+        getattr(model, name)
+    assert not hasattr(model, name)

@@ -76,7 +76,7 @@ def draw_images(ax, rows, labels, limits, **kwargs):
         # Colours are drawn from 0 to 1.
         mosaic = ((mosaic - low) / ((high - low) or 1)).clip(0, 1)
     ax.imshow(mosaic, **{"cmap": "gray", "vmin": low, "vmax": high} | kwargs)
-    lines = {"color": "white", "linewidth": 0.8}
+    lines = {"color": "0.6", "linewidth": 0.8}
     for i in range(1, n_images):
         ax.axvline(i * width - 0.5, **lines)
     for i in range(1, len(rows)):

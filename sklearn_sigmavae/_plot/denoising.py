@@ -16,7 +16,7 @@ class DenoisingDisplay:
     """Picture of images, clean, with noise of several scales, and restored.
 
     It is recommended to make one with :meth:`from_estimator`; the parameters are kept
-    as attributes.
+    as attributes, as in scikit-learn's displays [1]_.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ class DenoisingDisplay:
 
     References
     ----------
-    It follows `scikit-learn's displays
-    <https://scikit-learn.org/stable/visualizations.html>`_.
+    .. [1] scikit-learn, "Visualizations", in its user guide,
+       https://scikit-learn.org/stable/visualizations.html.
 
     Examples
     --------
@@ -189,7 +189,8 @@ class DenoisingDisplay:
         >>> X = load_digits().images
         >>> vae = SigmaVAE(16, sigma=2.0, max_iter=2, random_state=0).fit(X[:1500])
         >>> display = DenoisingDisplay.from_estimator(vae, X[1500:], noise_scales=[6])
-        >>> display = display.plot(cmap="gray_r")  # once more, ink on paper
+        >>> display.plot(cmap="gray_r").ax_.get_images()[0].get_cmap().name
+        'gray_r'
         """
         check_matplotlib_support(f"{type(self).__name__}.plot")
         rows, labels = [self.clean], ["clean"]

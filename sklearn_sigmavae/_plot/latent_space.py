@@ -27,7 +27,8 @@ class LatentSpaceDisplay:
     most of the data, coloured by class or by a number. ``kind="traversal"`` draws what
     the decoder makes of codes that are zero but for one component, which goes from -3
     to 3 standard deviations of the prior, for models of images. It is recommended to
-    make one with :meth:`from_estimator`; the parameters are kept as attributes.
+    make one with :meth:`from_estimator`; the parameters are kept as attributes, as in
+    scikit-learn's displays [1]_.
 
     Parameters
     ----------
@@ -61,8 +62,8 @@ class LatentSpaceDisplay:
 
     References
     ----------
-    It follows `scikit-learn's displays
-    <https://scikit-learn.org/stable/visualizations.html>`_.
+    .. [1] scikit-learn, "Visualizations", in its user guide,
+       https://scikit-learn.org/stable/visualizations.html.
 
     Examples
     --------

@@ -21,7 +21,8 @@ class ReconstructionDisplay:
 
     Images are drawn over their reconstructions. Of a table there is a bar for each
     feature: the share of its variance that is restored. It is recommended to make one
-    with :meth:`from_estimator`; the parameters are kept as attributes.
+    with :meth:`from_estimator`; the parameters are kept as attributes, as in
+    scikit-learn's displays [1]_.
 
     Parameters
     ----------
@@ -52,8 +53,8 @@ class ReconstructionDisplay:
 
     References
     ----------
-    It follows `scikit-learn's displays
-    <https://scikit-learn.org/stable/visualizations.html>`_.
+    .. [1] scikit-learn, "Visualizations", in its user guide,
+       https://scikit-learn.org/stable/visualizations.html.
 
     Examples
     --------

@@ -17,38 +17,41 @@ class SigmaPathDisplay:
 
     The score against the scale, the rate against the distortion, and the power law of
     the KL divergence. It is recommended to make one with :meth:`from_path` or
-    :meth:`from_estimator`; the parameters are kept as attributes.
+    :meth:`from_estimator`; the parameters are kept as attributes, as in scikit-learn's
+    displays [1]_.
 
     Parameters
     ----------
     sigmas : ndarray of shape (n_sigmas,)
-        Scales of the noise.
+        Scales of the noise, in the units of the data.
     score : ndarray of shape (n_sigmas,)
         Bound of the models that are fitted to all rows, in nats per row.
     kl : ndarray of shape (n_sigmas,)
         KL divergence of the posterior from the prior, in nats per row.
     distortion : ndarray of shape (n_sigmas,)
-        Sum over features of the errors' powers with `exponent`.
+        Sum over features of the errors' powers with `exponent`, in the units of the
+        data to that power.
     n_features : int
         Number of features that it is a sum over.
     test_scores : ndarray of shape (n_sigmas, n_folds), default=None
-        Scores of the models of folds, on rows that these have not seen.
+        Scores of the models of folds, on rows that these have not seen, in nats per
+        row.
     linear_kl : ndarray of shape (n_sigmas,), default=None
-        KL divergence of the linear model.
+        KL divergence of the linear model, in nats per row.
     linear_distortion : ndarray of shape (n_sigmas,), default=None
-        Distortion of the linear model.
+        Distortion of the linear model, in the same units as `distortion`.
     exponent : float, default=2.0
         Exponent of the noise model: 2 is for Gaussian noise.
     power_law : PowerLaw, default=None
         Fit to the KL divergence.
     best_sigma : float, default=None
-        The scale to mark.
+        The scale to mark, in the units of the data.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
         Figure with the panels.
-    axes_ : ndarray of matplotlib Axes
+    axes_ : ndarray of matplotlib Axes, of shape (n_panels,)
         The panels.
     ax_ : matplotlib Axes
         The first of them.
@@ -59,8 +62,8 @@ class SigmaPathDisplay:
 
     References
     ----------
-    It follows `scikit-learn's displays
-    <https://scikit-learn.org/stable/visualizations.html>`_.
+    .. [1] scikit-learn, "Visualizations", in its user guide,
+       https://scikit-learn.org/stable/visualizations.html.
 
     Examples
     --------
@@ -108,7 +111,7 @@ class SigmaPathDisplay:
         ----------
         path : SigmaPath
             What :func:`sigma_path` returns.
-        ax : matplotlib Axes, or array-like of three, default=None
+        ax : matplotlib Axes or array-like of shape (3,), default=None
             As for :meth:`plot`.
         kind : {"all", "score", "rate_distortion", "power_law"}, default="all"
             As for :meth:`plot`.
@@ -197,7 +200,7 @@ class SigmaPathDisplay:
             Held-out rows.
         max_iter : int, default=5
             Number of epochs at each scale.
-        ax : matplotlib Axes, or array-like of three, default=None
+        ax : matplotlib Axes or array-like of shape (3,), default=None
             As for :meth:`plot`.
         kind : {"all", "score", "rate_distortion", "power_law"}, default="all"
             As for :meth:`plot`.
@@ -248,7 +251,7 @@ class SigmaPathDisplay:
 
         Parameters
         ----------
-        ax : matplotlib Axes, or array-like of three, default=None
+        ax : matplotlib Axes or array-like of shape (3,), default=None
             Where to draw: one for each panel. By default in a new figure.
         kind : {"all", "score", "rate_distortion", "power_law"}, default="all"
             Which panel to draw, or all three.
