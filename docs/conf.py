@@ -40,7 +40,10 @@ if os.environ.get("DOCS_ONLINE"):
         "matplotlib": ("https://matplotlib.org/stable", None),
     }
 
-exclude_patterns = ["_build", "_ext", "_templates", "reproduced", "snippets"]
+# What is inherited from scikit-learn speaks of terms in its glossary.
+suppress_warnings = ["ref.term"]
+
+exclude_patterns = ["_build", "_ext", "_templates", "reproduced"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]

@@ -110,7 +110,7 @@ class BatchedGridSearchCV(GridSearchCV):
         Whether there are several scores.
     n_features_in_ : int
         Number of features.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, if all are strings.
 
     See Also

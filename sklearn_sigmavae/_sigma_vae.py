@@ -41,7 +41,7 @@ from ._refine import (
     refined_posterior,
 )
 from ._start import TrainingData, check_scale_in_range
-from ._training import ONE_EPOCH, Plan, train_net
+from ._training import ONE_EPOCH, Plan, sigma_in_use, train_net
 from ._validation import (
     check_noise_scale,
     check_rows,
@@ -206,7 +206,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         training rows, about 1000 of them.
     n_features_in_ : int
         Number of features of the training data; for images, of all their numbers.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_features,)
         Names of the features, if all are strings.
 
     See Also
@@ -1235,16 +1235,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        if net.criterion_.learns_scale:
-            sigma = net.scale * net.module_.units.scale
-            sigma = sigma if np.ptp(sigma) else float(sigma[0])
-        elif net.noise.has_scale:
-            # A copy: changing the parameter must not change the fitted model.
-            sigma = np.array(self.sigma, dtype=np.float64)
-            sigma = sigma if sigma.ndim else float(sigma)
-        else:
-            sigma = None
-        self._set_model(net, sigma, len(net.history))
+        self._set_model(net, sigma_in_use(net, self.sigma), len(net.history))
 
     def _set_model(self, model, sigma, n_iter):
         """Make a model, and the scale of its noise, that of this estimator."""

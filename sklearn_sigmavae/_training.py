@@ -287,3 +287,28 @@ def _count_active(vae, selection):
             "or raise sigma or batch_size."
         )
     return int((kl > ACTIVE_KL).sum())
+
+
+def sigma_in_use(net, sigma):
+    """Scale of the noise of a trained net, in the units of the data.
+
+    Parameters
+    ----------
+    net : BoundNet
+        The net.
+    sigma : float, array-like or "mle"
+        What it was asked to have.
+
+    Returns
+    -------
+    sigma : float, ndarray or None
+        An array if `sigma` is one; None for noise without a scale.
+    """
+    if net.criterion_.learns_scale:
+        learned = net.scale * net.module_.units.scale
+        return learned if np.ptp(learned) else float(learned[0])
+    if not net.noise.has_scale:
+        return None
+    # A copy: changing the parameter must not change the fitted model.
+    copied = np.array(sigma, dtype=np.float64)
+    return copied if copied.ndim else float(copied)

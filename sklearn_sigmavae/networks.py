@@ -90,7 +90,7 @@ class MLP(BaseEstimator):
         Returns
         -------
         encoder : torch.nn.Module
-            From (n, *input_shape) to (n, 2 * n_components): the mean of each
+            From ``(n, *input_shape)`` to ``(n, 2 * n_components)``: the mean of each
             component, then the log-variance of each.
 
         Raises
@@ -126,8 +126,8 @@ class MLP(BaseEstimator):
         Returns
         -------
         decoder : torch.nn.Module
-            From (n, n_components) to (n, *output_shape): locations in centred and
-            scaled units, for Bernoulli noise logits.
+            From ``(n, n_components)`` to ``(n, *output_shape)``: locations in centred
+            and scaled units, for Bernoulli noise logits.
 
         Raises
         ------
