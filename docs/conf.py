@@ -46,7 +46,13 @@ suppress_warnings = ["ref.term"]
 exclude_patterns = ["_build", "_ext", "_templates", "reproduced"]
 templates_path = ["_templates"]
 
-myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
+myst_enable_extensions = [
+    "amsmath",
+    "attrs_inline",
+    "colon_fence",
+    "deflist",
+    "dollarmath",
+]
 myst_heading_anchors = 4
 
 autosummary_generate = True

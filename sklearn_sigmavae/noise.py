@@ -431,11 +431,12 @@ class GeneralizedNormalNoise(NoiseModel):
 
 
 class BernoulliNoise(NoiseModel):
-    """Bernoulli noise on data in [0, 1]: the vanilla variational autoencoder [1]_.
+    """Bernoulli noise on data in [0, 1]: the vanilla variational autoencoder.
 
-    Locations are logits and there is no scale. It is a distribution on {0, 1} only:
-    values in between are allowed, as is usual, but then no score is a likelihood [2]_,
-    and in no case do its scores compare with those of continuous noise.
+    It is the usual choice for images in black and white [1]_. Locations are logits and
+    there is no scale. It is a distribution on {0, 1} only: values in between are
+    allowed, as is usual, but then no score is a likelihood [2]_, and in no case do its
+    scores compare with those of continuous noise.
 
     See Also
     --------
