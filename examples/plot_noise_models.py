@@ -79,9 +79,9 @@ for name, row in zip(NOISES, scores, strict=True):
 
 # %%
 # Compare the maxima: scales of different exponents do not mean the same (the standard
-# deviation of Laplace noise is √2 times its ``sigma``). Laplace noise wins by likelihood,
-# and no errors have been added yet. Pixels at the margin hardly vary and strokes do, so
-# residuals are of many scales, and together they have heavy tails.
+# deviation of Laplace noise is √2 times its ``sigma``). Laplace noise wins by
+# likelihood, and no errors have been added yet. Pixels at the margin hardly vary and
+# strokes do, so residuals are of many scales, and together they have heavy tails.
 #
 # Gross errors
 # ------------
@@ -126,9 +126,9 @@ figure.suptitle("Clean held-out images, by models of training images with errors
 tidy(axes)
 
 # %%
-# Without errors Gaussian noise restores best, by a tenth of Laplace's error: its
-# likelihood is the squared error, which is what is measured here. With one wrong entry in
-# a hundred it is the worst in both. The model widens its noise, and spends components on
+# Without errors Gaussian noise restores best, by a little under a tenth: its likelihood
+# is the squared error, which is what is measured here. With one wrong entry in a
+# hundred it is the worst in both. The model widens its noise, and spends components on
 # the errors:
 
 print(f"{'sigma_ at':<16}" + "".join(f"{share:>6} %" for share in SHARES))
@@ -153,8 +153,8 @@ figure.suptitle(f"Restored, after training with {SHARES[at]} % of wrong entries"
 # ------------------------------------------
 #
 # On a logarithmic axis the Gaussian is a parabola, and Laplace noise a tent. The
-# histograms are the residuals of the training entries, 2 % of them wrong, from a draw of
-# each posterior, as the bound has them. To the right are the errors. No tail reaches
+# histograms are the residuals of the training entries, 2 % of them wrong, from a draw
+# of each posterior, as the bound has them. To the right are the errors. No tail reaches
 # them, but the parabola widens to come nearer, and is then too wide for all other
 # entries. And it is worth much to the Gaussian to follow an error: residuals fill the
 # range from 0 to 60. The model with Laplace noise leaves errors where they are.
