@@ -157,8 +157,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Whether :meth:`fit` continues from the last one, with the parameters of now.
         Those that shape the model cannot change in between.
     callbacks : list or None, default=None
-        Callbacks of skorch, copied for each fit. Those that see batches cost speed,
-        skorch's own ``LRScheduler`` among them.
+        Callbacks of skorch, copied for each fit: what they record is in ``history_``.
+        Those that see batches cost speed, skorch's own ``LRScheduler`` among them.
     checkpoint_dir : str, path-like or None, default=None
         Folder for checkpoints. A :meth:`fit` that was killed, or interrupted, and is
         started again with the same parameters and data goes on from there, and ends
@@ -194,7 +194,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         The skorch net that trained it; absent after :meth:`load`.
     history_ : skorch.history.History
         Training history: a row for each epoch, with ``train_loss`` and, if rows were
-        held out, ``valid_loss``, minus the bound in nats per row.
+        held out, ``valid_loss``, minus the bound in nats per row. It takes fewer
+        points than :meth:`score`, and may differ from that by a tenth of a nat.
     n_iter_ : int
         Number of epochs run.
     n_active_components_ : int
