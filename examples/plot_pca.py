@@ -99,7 +99,8 @@ plt.show()
 #
 # The same comparison on held-out images, for 2 to 16 components. ``sigma="mle"`` lets
 # SigmaVAE fit its noise, as PCA does. The score is exact for PCA and a lower bound for
-# SigmaVAE; the error is the root mean square of what comes back.
+# SigmaVAE; the error is the root mean square of what comes back. For time, epochs are
+# fewer than the default.
 
 
 def error(model, X):
