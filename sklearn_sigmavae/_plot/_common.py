@@ -69,7 +69,8 @@ def draw_images(ax, rows, labels, limits, **kwargs):
         # A width of the picture, not of the tile, so that a few large images fit too.
         tile = min(0.8, 8 / n_images)
         size = tile * n_images + 1.6, tile * len(rows) * height / width + 0.5
-        _, ax = plt.subplots(figsize=size, layout="constrained")
+        # Unlike "constrained", it leaves room for the labels in the first drawing.
+        _, ax = plt.subplots(figsize=size, layout="compressed")
     low, high = limits
     mosaic = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
     if mosaic.ndim == 3:
