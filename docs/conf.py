@@ -78,6 +78,7 @@ sphinx_gallery_conf = {
     "backreferences_dir": "generated/backreferences",
     "reference_url": {"sklearn_sigmavae": None},
     "capture_repr": (),
+    "thumbnail_size": (560, 400),
     "remove_config_comments": True,
     "show_signature": False,
     "download_all_examples": False,

@@ -13,8 +13,8 @@ digits of 8 x 8 pixels with a convolutional network.
 #
 # The grey levels go from 0 to 16, and ``sigma`` is in their units: differences of
 # less than 1.5 levels are noise. ``network="conv"`` would be the same with the default
-# parameters of :class:`~sklearn_sigmavae.networks.Conv`, for larger images. Half of the
-# default number of epochs do here, for time.
+# parameters of :class:`~sklearn_sigmavae.networks.Conv`, for larger images. Fewer
+# epochs than by default do here.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -104,3 +104,5 @@ display = LatentSpaceDisplay.from_estimator(
 )
 display.plot()
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 4

@@ -186,3 +186,5 @@ ax.set(xticks=[], yticks=10 * np.arange(len(rows)) + 4.5, yticklabels=rows)
 ax.tick_params(length=0)
 ax.spines[:].set_visible(False)
 plt.show()
+
+# sphinx_gallery_thumbnail_number = 2

@@ -198,3 +198,5 @@ for seed in range(3):
     print(
         f"split {seed}: PCA {score:.2f}, SigmaVAE {vae.score(test):.2f} nats a patient"
     )
+
+# sphinx_gallery_thumbnail_number = 3

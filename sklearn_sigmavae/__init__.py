@@ -10,7 +10,12 @@ from ._plot.sigma_path import SigmaPathDisplay
 from ._search import BatchedGridSearchCV
 from ._sigma_vae import SigmaVAE
 from ._version import __version__
-from .noise import BernoulliNoise, GeneralizedNormalNoise, equivalent_beta
+from .noise import (
+    BernoulliNoise,
+    GeneralizedNormalNoise,
+    NoiseModel,
+    equivalent_beta,
+)
 
 __all__ = [
     "BatchedGridSearchCV",
@@ -20,6 +25,7 @@ __all__ = [
     "GeneralizedNormalNoise",
     "LatentSpaceDisplay",
     "ModelFileError",
+    "NoiseModel",
     "PowerLaw",
     "ReconstructionDisplay",
     "SigmaPath",

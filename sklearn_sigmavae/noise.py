@@ -65,8 +65,7 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
     >>> import numpy as np
     >>> import torch
     >>> from sklearn.datasets import load_iris
-    >>> from sklearn_sigmavae import SigmaVAE
-    >>> from sklearn_sigmavae.noise import NoiseModel
+    >>> from sklearn_sigmavae import NoiseModel, SigmaVAE
     >>> class CauchyNoise(NoiseModel):
     ...     def energy(self, x, location, scale):
     ...         return torch.log1p(((x - location) / scale) ** 2).sum(-1)

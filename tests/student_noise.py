@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from sklearn_sigmavae.noise import NoiseModel
+from sklearn_sigmavae import NoiseModel
 
 
 class StudentNoise(NoiseModel):

@@ -42,7 +42,12 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pages():
-    return {path.resolve(): Page(path) for path in Path(SITE).rglob("*.html")}
+    # What lies in _static are pictures, scripts and templates of the theme.
+    return {
+        path.resolve(): Page(path)
+        for path in Path(SITE).rglob("*.html")
+        if "_static" not in path.parts
+    }
 
 
 def is_external(link):
