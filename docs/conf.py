@@ -95,7 +95,11 @@ html_show_sourcelink = False
 html_copy_source = False
 html_sidebars = {"index": [], "getting_started": [], "theory": [], "gallery": []}
 html_theme_options = {
-    "logo": {"text": project, "image_light": "_static/logo.svg"},
+    "logo": {
+        "text": project,
+        "image_light": "_static/logo.svg",
+        "image_dark": "_static/logo.svg",
+    },
     "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     "show_prev_next": True,
