@@ -99,3 +99,10 @@ def test_every_public_name_has_a_page(pages):
             if callable(value):
                 places = {f"{m.__name__}.{name}" for m in modules if hasattr(m, name)}
                 assert places & documented, f"{name} is in no page"
+
+
+def test_the_question_mark_of_an_estimator_leads_to_its_page():
+    from sklearn_sigmavae import SigmaVAE
+
+    page = SigmaVAE()._get_doc_link().partition("/stable/")[2]
+    assert (Path(SITE) / page).is_file()
