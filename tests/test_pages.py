@@ -86,5 +86,5 @@ def make_photos(folder):
 
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for i in range(40):
+    for i in range(12):
         imsave(folder / f"{i}.png", rng.random((20, 30, 3)))
