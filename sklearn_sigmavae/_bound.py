@@ -236,8 +236,11 @@ class NegativeBound(nn.Module):
         constant = self.log_volume - 0.5 * beta * vae.n_components
         if not self._is_learning:
             n_features = vae.layout.n_features
-            constant = constant + n_features * self.noise.log_normalizer(scale)
+            constant = constant + n_features * self._log_normalizer(scale)
         return constant
+
+    def _log_normalizer(self, scale):
+        return self.noise.log_normalizer(scale)
 
     @property
     def _is_learning(self):
@@ -317,6 +320,13 @@ class NegativeBoundStack(NegativeBound):
 
     def _for_rows(self, scale):
         return None if scale is None else scale[:, None]
+
+    def _log_normalizer(self, scale):
+        if scale is None:
+            return self.noise.log_normalizer(None)
+        # Number by number, as noise models expect it.
+        each = [self.noise.log_normalizer(value) for value in scale.tolist()]
+        return torch.tensor(each, dtype=scale.dtype)
 
 
 def _float32(values):

@@ -1011,6 +1011,13 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         write_model(path, *describe(self))
 
     @classmethod
+    @validate_params(
+        {
+            "network": [HasMethods(["encoder", "decoder"]), None],
+            "noise": [NoiseModel, None],
+        },
+        prefer_skip_nested_validation=True,
+    )
     def load(cls, path, *, device="auto", network=None, noise=None):
         """Read a model that :meth:`save` wrote.
 
@@ -1043,8 +1050,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             `network` or `noise`.
         OSError
             If there is no such file, or it cannot be read.
-        ValueError
-            If the device cannot be used.
+        ValueError, TypeError
+            If the device cannot be used, or `network` or `noise` is none.
         TypeError
             If `path` is no path.
 

@@ -90,12 +90,16 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
     def energy(self, x, location, scale):
         """Part of minus the log-density that depends on `x` and `location`.
 
+        All entries are alike: it is a function of each one, summed over the last
+        dimension, whatever that holds. Training lays rows end to end, and rows with
+        gaps come one feature at a time.
+
         Parameters
         ----------
         x, location : torch.Tensor of shape (..., n_features)
             Observations and locations; their leading dimensions broadcast.
-        scale : float or torch.Tensor of shape ()
-            Scale of the noise, in the units of `x`; without one, of no effect.
+        scale : float or torch.Tensor of a shape that broadcasts with `x`
+            Scale of the noise, in the units of `x`; None for noise without one.
 
         Returns
         -------
@@ -124,12 +128,14 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
 
         Parameters
         ----------
-        scale : float or torch.Tensor of shape ()
-            Scale of the noise, in the units of the observations.
+        scale : float
+            Scale of the noise, in the units of the observations; None for noise
+            without one. Noise models with an ``exponent`` get a torch.Tensor, of any
+            shape, while ``sigma="mle"`` trains.
 
         Returns
         -------
-        log_normalizer : float or torch.Tensor of shape ()
+        log_normalizer : float or torch.Tensor of the shape of `scale`
             Logarithm of the constant that the density is divided by, in nats.
 
         Raises
@@ -154,7 +160,7 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
         ----------
         x, location : torch.Tensor of shape (..., n_features)
             Observations and locations; their leading dimensions broadcast.
-        scale : float or torch.Tensor of shape ()
+        scale : float
             Scale of the noise, in the units of `x`; without one, of no effect.
 
         Returns
@@ -216,6 +222,39 @@ class NoiseModel(BaseEstimator, metaclass=ABCMeta):
         >>> bool(2.9 < np.abs(x).mean() < 3.1)
         True
         """
+
+    def mean_power(self, x, location):
+        """Mean of ``exponent * energy`` at a scale of 1: the best scale, to the p.
+
+        Of noise with an ``exponent`` p the energy is that at a scale of 1, divided by
+        ``scale ** p``, so the scale of maximum likelihood is this to the 1/p.
+
+        Parameters
+        ----------
+        x, location : torch.Tensor of shape (..., n_features)
+            Observations and locations.
+
+        Returns
+        -------
+        mean_power : torch.Tensor of shape (...)
+            Mean over features, in the units of `x` to the p.
+
+        Raises
+        ------
+        TypeError
+            If the noise has no exponent.
+
+        Examples
+        --------
+        The mean absolute residual is the best scale of Laplace noise:
+
+        >>> import torch
+        >>> from sklearn_sigmavae import GeneralizedNormalNoise
+        >>> noise = GeneralizedNormalNoise(exponent=1)
+        >>> noise.mean_power(torch.tensor([3.0, -1.0]), torch.zeros(2)).item()
+        2.0
+        """
+        return self.exponent * self.energy(x, location, 1.0) / x.shape[-1]
 
     def validate(self):
         """Check that the model's own parameters make a density.
@@ -398,34 +437,8 @@ class GeneralizedNormalNoise(NoiseModel):
         return math.exp(2 / p * math.log(p) + math.lgamma(3 / p) - math.lgamma(1 / p))
 
     def mean_power(self, x, location):
-        """Mean of ``|x - location| ** exponent``: maximum-likelihood scale, to the p.
-
-        Parameters
-        ----------
-        x, location : torch.Tensor of shape (..., n_features)
-            Observations and locations; their leading dimensions broadcast.
-
-        Returns
-        -------
-        mean_power : torch.Tensor of shape (...)
-            Mean over features, in the units of `x` to the power of the exponent.
-
-        Raises
-        ------
-        RuntimeError
-            If the shapes do not broadcast.
-
-        Examples
-        --------
-        The scale of Gaussian noise that explains some residuals best is their root
-        mean square:
-
-        >>> import torch
-        >>> from sklearn_sigmavae import GeneralizedNormalNoise
-        >>> residuals = torch.tensor([3.0, -1.0, 3.0, -1.0, 0.0])
-        >>> GeneralizedNormalNoise().mean_power(residuals, torch.zeros(5)).sqrt()
-        tensor(2.)
-        """
+        """Mean of ``|x - location| ** exponent``; see :meth:`NoiseModel.mean_power`."""
+        # Of the residuals themselves: the energy rounds their powers.
         return self._power_sum(x - location) / x.shape[-1]
 
 
@@ -515,7 +528,47 @@ def resolve_noise(noise):
     """Noise model that a ``noise`` parameter stands for, its parameters checked."""
     model = ALIASES[noise] if isinstance(noise, str) else noise
     model.validate()
+    if type(model) not in NOISES.values():
+        _check_contract(model)
     return model
+
+
+def _check_contract(model):
+    """Raise ``ValueError`` unless a noise model of a user's own keeps its promises."""
+    name = type(model).__name__
+    x, location = torch.tensor([[1.0, 0.0, 1.0]] * 2), torch.zeros(5, 2, 3)
+    number, each = (0.5, torch.full((2, 3), 0.5)) if model.has_scale else (None, None)
+    one_by_one = None if each is None else each.unsqueeze(-1)
+    try:
+        energy = model.energy(x, location, number)
+        same = model.energy(x, location, each)
+        parts = model.energy(x.unsqueeze(-1), location.unsqueeze(-1), one_by_one)
+        model.log_normalizer(number)
+        drawn = model.sample(np.zeros((2, 3)), number, np.random.RandomState(0))
+    except Exception as error:
+        raise ValueError(
+            f"The noise model {name} failed on two rows of three features, with "
+            "locations of shape (5, 2, 3) and a scale that is a number or a tensor of "
+            f"shape (2, 3): {type(error).__name__}: {error}"
+        ) from error
+    if np.shape(energy) != (5, 2):
+        raise ValueError(
+            f"{name}.energy must sum over the last dimension: for x of shape (2, 3) "
+            "and locations of shape (5, 2, 3) it must return a tensor of shape (5, 2). "
+            f"It returned shape {tuple(np.shape(energy))}."
+        )
+    for other in (same, parts.sum(-1)):
+        if not torch.allclose(energy, other, rtol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"{name}.energy must be a sum over entries, each with its own scale. "
+                "It differs between a scale that is one number and a tensor of it, or "
+                "between three features and the sum of each by itself."
+            )
+    if np.shape(drawn) != (2, 3):
+        raise ValueError(
+            f"{name}.sample must return an array of the shape of its locations, (2, "
+            f"3). It returned shape {np.shape(drawn)}."
+        )
 
 
 def resolve_power(noise, consequence):

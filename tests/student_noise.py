@@ -1,6 +1,7 @@
 """A noise model of a user's own, which the documentation shows and the tests use."""
 
 import math
+from numbers import Real
 
 import numpy as np
 import torch
@@ -22,10 +23,11 @@ class StudentNoise(NoiseModel):
 
     def validate(self):
         """Raise ``ValueError`` unless the variance is finite."""
-        if not 2 < self.degrees < math.inf:
+        n = self.degrees
+        if not isinstance(n, Real) or not 2 < n < math.inf:
             raise ValueError(
                 "The 'degrees' of StudentNoise must be a finite number > 2. Got "
-                f"{self.degrees!r} instead."
+                f"{n!r} instead."
             )
 
     def energy(self, x, location, scale):
@@ -37,9 +39,8 @@ class StudentNoise(NoiseModel):
     def log_normalizer(self, scale):
         """The rest, of one feature."""
         n = self.degrees
-        log_scale = scale.log() if torch.is_tensor(scale) else math.log(scale)
         constant = math.lgamma(n / 2) - math.lgamma((n + 1) / 2)
-        return log_scale + 0.5 * math.log(n * math.pi) + constant
+        return math.log(scale) + 0.5 * math.log(n * math.pi) + constant
 
     def sample(self, location, scale, random_state):
         """Draw an observation for each location."""

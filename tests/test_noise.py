@@ -1,5 +1,7 @@
 """Each noise model against the definition of a density, and against scipy."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ EXPONENTS = [1.0, 1.3, 1.5, 2.0, 3.0, 5.0, 10.0]
 MODELS = [
     *ALIASES.values(),
     *map(GeneralizedNormalNoise, EXPONENTS),
-    StudentNoise(),
+    StudentNoise(2.5),
     StudentNoise(30.0),
 ]
 
@@ -31,18 +33,57 @@ def density(model, x, location, scale):
     return model.log_prob(x, location, scale).exp().item()
 
 
+def probability(model, low, high, location=0.7, scale=0.3):
+    """Of an interval, by integration of the density."""
+    if not model.has_scale:
+        values = [x for x in (0.0, 1.0) if low < x <= high]
+        return sum(density(model, x, location, None) for x in values)
+    # The peak is where quad must look, and halves have no kink.
+    edges = sorted({low, *(x for x in (location,) if low < x < high), high})
+    return sum(
+        integrate.quad(lambda x: density(model, x, location, scale), *pair)[0]
+        for pair in itertools.pairwise(edges)
+    )
+
+
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 def test_integrates_to_one(model):
-    location, scale = 0.7, 0.3
+    assert probability(model, -np.inf, np.inf) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_samples_follow_the_density(model):
+    location, scale = np.full(20_000, 0.7), 0.3
+    drawn = model.sample(location, scale, np.random.RandomState(0))
+    assert drawn.shape == location.shape
+    for edge in (0.2, 0.5, 0.69, 0.8, 1.1, 1.5):
+        share = (drawn <= edge).mean()
+        assert share == pytest.approx(probability(model, -np.inf, edge), abs=0.012)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_each_entry_has_its_own_scale_and_is_alike(model):
     if not model.has_scale:
-        total = sum(density(model, x, location, None) for x in (0.0, 1.0))
-    else:
-        halves = ((location - 50 * scale, location), (location, location + 50 * scale))
-        total = sum(
-            integrate.quad(lambda x: density(model, x, location, scale), *half)[0]
-            for half in halves
+        pytest.skip("has no scale")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, generator=generator)
+    location = torch.randn(5, 4, 3, generator=generator)
+    for shape in [(3,), (4, 1), (4, 3)]:
+        scale = 0.5 + torch.rand(shape, generator=generator)
+        each = model.energy(x, location, scale)
+        assert each.shape == (5, 4)
+        full = scale.expand(4, 3)
+        expected = sum(
+            torch.stack(
+                [
+                    model.energy(x[i, [j]], location[:, i, [j]], full[i, j].item())
+                    for i in range(4)
+                ],
+                dim=1,
+            )
+            for j in range(3)
         )
-    assert total == pytest.approx(1, abs=1e-6)
+        torch.testing.assert_close(each, expected)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from small_vae import low_rank_rows, small_vae
 from student_noise import StudentNoise
 
 from sklearn_sigmavae import (
     BatchedGridSearchCV,
+    GeneralizedNormalNoise,
+    NoiseModel,
     SigmaVAE,
     equivalent_beta,
     sigma_path,
@@ -51,20 +54,97 @@ def test_samples_have_its_variance(X, model):
     assert (noisy - clean).var() == pytest.approx(expected, rel=0.1)
 
 
-@pytest.mark.parametrize("shape", ["number", "features", "rows", "entries"])
-def test_noisy_rows_are_refined(X, model, shape):
-    scale = {
-        "number": 0.5,
-        "features": np.full(5, 0.5),
-        "rows": np.full((60, 1), 0.5),
-        "entries": np.full((60, 5), 0.5),
-    }[shape]
-    Y = X + 0.5 * np.random.default_rng(0).standard_t(4, size=X.shape)
-    expected = model.denoise(Y, noise_scale=0.5)
-    np.testing.assert_allclose(
-        model.denoise(Y, noise_scale=scale), expected, rtol=1e-3, atol=1e-3
+@pytest.mark.parametrize("shape", [(5,), (60, 1), (60, 5)], ids=str)
+def test_noisy_rows_are_refined_each_at_its_scale(X, model, shape):
+    rng = np.random.default_rng(0)
+    scale = rng.uniform(0.2, 1.0, shape)
+    Y = X + scale * rng.standard_t(4, size=X.shape)
+    restored = model.denoise(Y, noise_scale=scale)
+    assert np.square(restored - X).mean() < np.square(Y - X).mean()
+    of_rows = np.broadcast_to(scale, X.shape)
+    for i in (0, 7, 59):
+        alone = model.denoise(Y[[i]], noise_scale=of_rows[[i]])
+        np.testing.assert_allclose(restored[[i]], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_missing_entries_do_not_count(X, model):
+    Y = X.copy()
+    Y[:, 2] = np.nan
+    first = model.denoise(Y, noise_scale=0.3)
+    assert np.isfinite(first).all()
+    assert np.square(first - X)[:, 2].mean() < X[:, 2].var()
+
+
+def test_the_start_is_that_of_gaussian_noise_of_its_variance(X):
+    noise = StudentNoise()
+    factor = np.sqrt(4.0 * noise.variance_factor)  # beta is 4
+    start = small_vae(noise=noise, beta=4.0, sigma=0.1, max_iter=0).fit(X)
+    gaussian = small_vae(sigma=0.1 * factor, max_iter=0).fit(X)
+    np.testing.assert_allclose(start.transform(X), gaussian.transform(X), rtol=1e-4)
+
+
+class CubicNoise(NoiseModel):
+    """A density with an exponent, written as a user would write it."""
+
+    exponent = 3.0
+
+    def energy(self, x, location, scale):
+        return (((x - location) / scale).abs() ** 3).sum(-1) / 3
+
+    def log_normalizer(self, scale):
+        same = GeneralizedNormalNoise(3.0)
+        return same.log_normalizer(scale)
+
+    def sample(self, location, scale, random_state):
+        return GeneralizedNormalNoise(3.0).sample(location, scale, random_state)
+
+
+def test_with_an_exponent_its_scale_is_found(X):
+    own = small_vae(noise=CubicNoise(), sigma="mle", init="random").fit(X)
+    same = small_vae(noise=GeneralizedNormalNoise(3.0), sigma="mle", init="random").fit(
+        X
     )
-    assert np.square(expected - X).mean() < np.square(Y - X).mean()
+    assert own.sigma_ == pytest.approx(same.sigma_, rel=1e-4)
+    assert own.estimate_noise_scale(X) >= 0
+    assert equivalent_beta(1.0, 2.0, noise=CubicNoise()) == 8
+
+
+def spoilt(**methods):
+    """An instance of StudentNoise with other methods."""
+    return type("Spoilt", (StudentNoise,), methods)()
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (spoilt(energy=lambda self, x, y, s: (x - y) / s), r"Spoilt.energy must sum"),
+        (
+            spoilt(energy=lambda self, x, y, s: (x - y).abs().sum(-1) / s),
+            r"Spoilt failed on two rows",
+        ),
+        (
+            spoilt(energy=lambda self, x, y, s: ((x - y) / s).abs().mean(-1)),
+            "must be a sum over entries",
+        ),
+        (
+            spoilt(energy=lambda self, x, y, s: (x - y * torch.ones(4)).sum(-1) / s),
+            r"Spoilt failed .* RuntimeError",
+        ),
+        (spoilt(sample=lambda self, y, s, r: y[0]), r"Spoilt.sample must return"),
+        (spoilt(log_normalizer=lambda self, s: s.log()), "Spoilt failed"),
+    ],
+    ids=["no sum", "scale after sum", "mean", "features", "sample", "tensor"],
+)
+def test_a_model_that_does_not_fit_says_so_before_training(noise, message, X):
+    with pytest.raises(ValueError, match=message):
+        small_vae(noise=noise).fit(X)
+
+
+@pytest.mark.parametrize("noise", ["gaussian", StudentNoise])
+def test_load_wants_a_noise_model(noise, model, X, tmp_path):
+    model.save(tmp_path / "student")
+    with pytest.raises(ValueError, match=r"'noise' parameter of SigmaVAE\.load"):
+        SigmaVAE.load(tmp_path / "student", noise=noise)
 
 
 def test_its_parameters_are_searched(X):

@@ -81,7 +81,39 @@ def test_tables_are_no_images(load):
         DenoisingDisplay.from_estimator(small_vae().fit(X), X)
 
 
-@pytest.mark.parametrize("scales", [[1.0, -1.0], 3.0, [0.0]])
-def test_scales_must_be_positive(vae, images, scales):
-    with pytest.raises(ValueError, match="list of positive numbers"):
-        DenoisingDisplay.from_estimator(vae, images, noise_scales=scales)
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_images": 0}, "'n_images' parameter"),
+        ({"n_images": 2.5}, "'n_images' parameter"),
+        ({"noise": "cauchy"}, "'noise' parameter"),
+        ({"noise": None}, "'noise' parameter"),
+        ({"noise_scales": 3.0}, "must be a list of positive numbers"),
+        ({"noise_scales": [0.0]}, "must be a list of positive numbers"),
+        ({"noise_scales": []}, "must be a list of positive numbers"),
+        ({"noise_scales": ["a"]}, "must be a list of positive numbers"),
+        ({"noise_scales": "estimate"}, "must be a list of positive numbers"),
+        ({"noise_scales": [1.0, -1.0]}, "must be a list of positive numbers"),
+        ({"random_state": "a"}, "'random_state' parameter"),
+    ],
+    ids=repr,
+)
+def test_parameters_are_checked(vae, images, params, message):
+    with pytest.raises(ValueError, match=message):
+        DenoisingDisplay.from_estimator(vae, images, **params)
+
+
+def test_what_cannot_be_drawn_is_told(vae, images, plt):
+    with pytest.raises(TypeError, match="must be a fitted SigmaVAE"):
+        DenoisingDisplay.from_estimator(None, images)
+    with pytest.raises(ValueError, match="X contains NaN"):
+        DenoisingDisplay.from_estimator(vae, np.where(images > 15, np.nan, images))
+    with pytest.raises(TypeError, match="'ax' of DenoisingDisplay"):
+        DenoisingDisplay.from_estimator(vae, images, ax=plt.subplots(2)[1])
+    in_unit = images[:50] / 16
+    bernoulli = small_vae(noise="bernoulli").fit(in_unit)
+    with pytest.raises(ValueError, match="noise='bernoulli', which has none"):
+        DenoisingDisplay.from_estimator(bernoulli, in_unit)
+    five = np.random.default_rng(0).random((40, 4, 4, 5))
+    with pytest.raises(ValueError, match="to images with 5"):
+        DenoisingDisplay.from_estimator(small_vae(sigma=0.1).fit(five), five)

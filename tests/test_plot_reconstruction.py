@@ -82,6 +82,65 @@ def test_pandas_output_is_no_trouble(vae):
     )
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1.0, 1e200])
+def test_units_do_not_matter(load, unit):
+    X = load("wine")[:, :4]
+    restored = X + np.random.default_rng(0).normal(size=X.shape)
+    display = ReconstructionDisplay(original=unit * X, restored=unit * restored).plot()
+    left = np.square(restored - X).mean(axis=0)
+    np.testing.assert_allclose(display.r2, 1 - left / X.var(axis=0))
+    error = np.sqrt(np.mean((restored - X) ** 2))
+    assert display.error == pytest.approx(unit * error)
+
+
+def test_constant_features_have_no_bar():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(20, 4))
+    X[:, 1] = 0.1  # whose mean is not exactly 0.1
+    X[:, 2] = 0.0
+    restored = X + 1e-9 * rng.normal(size=X.shape)
+    display = ReconstructionDisplay(original=X, restored=restored).plot()
+    np.testing.assert_array_equal(np.isnan(display.r2), [False, True, True, False])
+    labels = [text.get_text() for text in display.ax_.get_yticklabels()]
+    assert labels[1] == "feature 1 (constant)"
+    assert labels[3] == "feature 3"
+    assert display.ax_.get_xlim() == (0, 1)
+
+
+def test_a_bad_feature_does_not_hide_the_others():
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    display = ReconstructionDisplay(original=X, restored=X * [1, 1, 1000]).plot()
+    assert display.r2.min() < -1000
+    assert display.ax_.get_xlim() == (-1, 1)
+
+
+def test_images_need_not_be_square():
+    X = np.random.default_rng(0).random((40, 5, 7))
+    model = small_vae(sigma=0.1).fit(X)
+    display = ReconstructionDisplay.from_estimator(model, X, n_images=3)
+    picture = display.ax_.get_images()[0]
+    assert picture.get_array().shape == (2 * 5, 3 * 7)
+    assert picture.get_clim() == (X[:3].min(), X[:3].max())
+    np.testing.assert_array_equal(display.ax_.get_yticks(), [2.0, 7.0])
+
+
+def test_a_norm_of_the_caller_has_limits_of_its_own(of_images, images):
+    from matplotlib.colors import PowerNorm
+
+    norm = PowerNorm(0.5, vmin=0, vmax=16)
+    display = ReconstructionDisplay.from_estimator(of_images, images, norm=norm)
+    assert display.ax_.get_images()[0].norm is norm
+
+
+@pytest.mark.parametrize("n_images", [1, 8, 60])
+def test_labels_do_not_touch(of_images, images, n_images):
+    display = ReconstructionDisplay.from_estimator(of_images, images, n_images=n_images)
+    display.figure_.canvas.draw()
+    boxes = [label.get_window_extent() for label in display.ax_.get_yticklabels()]
+    assert boxes[1].y1 <= boxes[0].y0
+    assert min(box.x0 for box in boxes) >= 0
+
+
 def test_many_features_have_no_names():
     X = np.random.default_rng(0).normal(size=(30, 60))
     display = ReconstructionDisplay(original=X, restored=X / 2).plot()
@@ -105,8 +164,17 @@ def test_it_draws_where_it_is_told(of_images, images, plt, vae):
     assert display.ax_ is not axes[1]
 
 
-def test_bad_input(vae):
+def test_bad_input(vae, of_images, images, plt):
     X = low_rank_rows()
+    with pytest.raises(ValueError, match="two rows of a table at least"):
+        ReconstructionDisplay.from_estimator(vae, X[:1])
+    with pytest.raises(ValueError, match="X contains NaN"):
+        ReconstructionDisplay.from_estimator(of_images, np.full_like(images, np.nan))
+    with pytest.raises(TypeError, match="'ax' of ReconstructionDisplay"):
+        ReconstructionDisplay.from_estimator(vae, X, ax=plt.subplots(2)[1])
+    five = np.random.default_rng(0).random((40, 4, 4, 5))
+    with pytest.raises(ValueError, match="to images with 5"):
+        ReconstructionDisplay.from_estimator(small_vae(sigma=0.1).fit(five), five)
     with pytest.raises(TypeError, match="must be a fitted SigmaVAE"):
         ReconstructionDisplay.from_estimator("vae", X)
     with pytest.raises(ValueError, match="not fitted"):

@@ -1,12 +1,22 @@
 """Picture of images with noise, and of what a model makes of them."""
 
-import numpy as np
-from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils._optional_dependencies import check_matplotlib_support
+from numbers import Integral
 
-from .._validation import as_samples
-from ..noise import resolve_noise
-from ._common import as_images, check_images, check_model, draw_images
+import numpy as np
+from sklearn.utils import check_random_state
+from sklearn.utils._optional_dependencies import check_matplotlib_support
+from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+
+from ..noise import ALIASES, NoiseModel, resolve_noise
+from ._common import (
+    as_images,
+    check_axes,
+    check_images,
+    check_model,
+    draw_images,
+    first_images,
+    root_mean_square,
+)
 
 # Default scales of the noise, in units of the root mean variance of the training data.
 DEFAULT_SCALES = (1.0, 2.0, 4.0)
@@ -65,6 +75,14 @@ class DenoisingDisplay:
         self.errors = errors
 
     @classmethod
+    @validate_params(
+        {
+            "noise": [StrOptions(set(ALIASES)), NoiseModel],
+            "n_images": [Interval(Integral, 1, None, closed="left")],
+            "random_state": ["random_state"],
+        },
+        prefer_skip_nested_validation=True,
+    )
     def from_estimator(
         cls,
         estimator,
@@ -107,9 +125,10 @@ class DenoisingDisplay:
         Raises
         ------
         TypeError
-            If the estimator is no SigmaVAE.
+            If the estimator is no SigmaVAE, or `ax` no axes.
         ValueError
-            If the model was not fitted to images, or a parameter is not valid.
+            If the model was not fitted to images of one channel or three, or has no
+            scale, or a parameter is not valid.
         ImportError
             If matplotlib is not installed.
 
@@ -123,21 +142,22 @@ class DenoisingDisplay:
         >>> display.noise_scales.shape  # 1, 2 and 4 times the spread of the pixels
         (3,)
         """
-        check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        check_model(estimator, cls.__name__)
-        check_images(estimator, cls.__name__)
+        owner = f"{cls.__name__}.from_estimator"
+        check_matplotlib_support(owner)
+        check_model(estimator, owner)
+        check_images(estimator, owner)
+        check_axes(ax, owner)
+        if not estimator.noise_.has_scale:
+            raise ValueError(
+                f"{owner} adds noise of a scale, but this SigmaVAE has noise="
+                f"{estimator.noise!r}, which has none."
+            )
         layout, units = estimator.module_.layout, estimator.module_.units
         model = resolve_noise(noise)
         if noise_scales is None:
             noise_scales = np.multiply(DEFAULT_SCALES, units.scale.mean())
-        noise_scales = np.asarray(noise_scales, dtype=np.float64)
-        if noise_scales.ndim != 1 or not (noise_scales > 0).all():
-            raise ValueError(
-                "'noise_scales' must be a list of positive numbers. Got "
-                f"{noise_scales!r} instead."
-            )
-        X = as_samples(X)
-        X = np.asarray(_safe_indexing(X, np.arange(min(n_images, len(X)))))
+        noise_scales = _check_scales(noise_scales, owner)
+        X = first_images(X, n_images)
         X = X.astype(np.result_type(X.dtype, np.float32))
         random_state = check_random_state(random_state)
         noisy = [
@@ -148,17 +168,12 @@ class DenoisingDisplay:
             estimator.denoise(Y, noise_scale=scale, noise=noise)
             for Y, scale in zip(noisy, noise_scales, strict=True)
         ]
-
-        def images(samples):
-            return as_images(np.asarray(samples), layout)
-
-        errors = np.sqrt([np.square(x - X).mean() for x in restored])
         display = cls(
-            clean=images(X),
-            noisy=np.stack([images(Y) for Y in noisy]),
-            restored=np.stack([images(x) for x in restored]),
+            clean=as_images(X, layout),
+            noisy=np.stack([as_images(Y, layout) for Y in noisy]),
+            restored=np.stack([as_images(x, layout) for x in restored]),
             noise_scales=noise_scales,
-            errors=errors,
+            errors=np.array([root_mean_square(x - X) for x in restored]),
         )
         return display.plot(ax, **kwargs)
 
@@ -181,6 +196,8 @@ class DenoisingDisplay:
         ------
         ImportError
             If matplotlib is not installed.
+        TypeError
+            If `ax` is no axes.
 
         Examples
         --------
@@ -192,7 +209,9 @@ class DenoisingDisplay:
         >>> display.plot(cmap="gray_r").ax_.get_images()[0].get_cmap().name
         'gray_r'
         """
-        check_matplotlib_support(f"{type(self).__name__}.plot")
+        owner = f"{type(self).__name__}.plot"
+        check_matplotlib_support(owner)
+        check_axes(ax, owner)
         rows, labels = [self.clean], ["clean"]
         for scale, error, noisy, restored in zip(
             self.noise_scales, self.errors, self.noisy, self.restored, strict=True
@@ -206,3 +225,17 @@ class DenoisingDisplay:
             ax.axhline(i * height - 0.5, color="white", linewidth=3)
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+def _check_scales(noise_scales, owner):
+    """Scales of the noise as an array of positive numbers."""
+    try:
+        scales = np.asarray(noise_scales, dtype=np.float64)
+    except (TypeError, ValueError):
+        scales = np.empty(0)
+    if scales.ndim != 1 or not len(scales) or not (scales > 0).all():
+        raise ValueError(
+            f"The 'noise_scales' of {owner} must be a list of positive numbers. Got "
+            f"{noise_scales!r} instead."
+        )
+    return scales

@@ -1,21 +1,32 @@
 """Picture of codes, and of what each component draws."""
 
-from numbers import Integral
-
 import numpy as np
 from sklearn.utils import check_consistent_length, column_or_1d
+from sklearn.utils._missing import is_pandas_na, is_scalar_nan
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import StrOptions, validate_params
 from sklearn.utils.multiclass import type_of_target
 
-from ._common import BLUE, COLORS, MARKERS, as_images, check_model, draw_images
+from ._common import (
+    BLUE,
+    COLORS,
+    MARKERS,
+    as_images,
+    check_axes,
+    check_images,
+    check_model,
+    draw_images,
+    has_images,
+)
 
 # Rows and columns of a traversal.
 MAX_ROWS = 8
 STEPS = np.linspace(-3.0, 3.0, 7)
 
-# With more values than this, numbers are numbers and not classes.
+# More classes cannot be told apart. More integers than this are numbers.
 MAX_CLASSES = 20
+
+_COLOR_MAPS = {"cmap", "norm", "vmin", "vmax"}
 
 _KIND = {"kind": [StrOptions({"scatter", "traversal"})]}
 
@@ -121,10 +132,11 @@ class LatentSpaceDisplay:
         Raises
         ------
         TypeError
-            If the estimator is no SigmaVAE.
+            If the estimator is no SigmaVAE, or `ax` no axes.
         ValueError
-            If `X` does not fit the model, `y` does not fit `X`, there is no such
-            component or kind, or the model of a traversal was fitted to a table.
+            If `X` does not fit the model, `y` does not fit `X` or has missing values
+            or too many classes, there is no such component or kind, or the model of a
+            traversal was not fitted to images of one channel or three.
         ImportError
             If matplotlib is not installed.
 
@@ -138,17 +150,21 @@ class LatentSpaceDisplay:
         >>> display.traversal.shape  # components, steps, height, width
         (6, 7, 8, 8)
         """
-        check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        check_model(estimator, f"{cls.__name__}.from_estimator")
+        owner = f"{cls.__name__}.from_estimator"
+        check_matplotlib_support(owner)
+        check_model(estimator, owner)
+        check_axes(ax, owner)
+        if kind == "traversal":
+            check_images(estimator, f"kind='traversal' of {owner}")
         if y is not None:
-            y = column_or_1d(y)
+            y = _check_y(y, owner)
             check_consistent_length(X, y)
         codes = np.asarray(estimator.transform(X))
         nats = estimator.kl_divergence(X).mean(axis=0)
         components = _check_components(components, nats)
         layout = estimator.module_.layout
         traversal = steps = None
-        if len(layout.input_shape) > 1:
+        if has_images(layout):
             steps = STEPS
             Z = np.zeros((len(components), len(steps), codes.shape[1]))
             Z[np.arange(len(components)), :, components] = steps
@@ -189,7 +205,10 @@ class LatentSpaceDisplay:
         Raises
         ------
         ValueError
-            If there is no such kind, or no traversal, since the model is of a table.
+            If there is no such kind, or no traversal, since the model is not one of
+            images with one channel or three.
+        TypeError
+            If `ax` is no axes.
         ImportError
             If matplotlib is not installed.
 
@@ -204,7 +223,9 @@ class LatentSpaceDisplay:
         >>> display.plot().ax_.get_xlabel()
         'component 1 (2.50 nats)'
         """
-        check_matplotlib_support(f"{type(self).__name__}.plot")
+        owner = f"{type(self).__name__}.plot"
+        check_matplotlib_support(owner)
+        check_axes(ax, owner)
         import matplotlib.pyplot as plt
 
         if kind == "traversal":
@@ -221,18 +242,22 @@ class LatentSpaceDisplay:
         return self
 
     def _plot_scatter(self, ax, **kwargs):
+        from matplotlib.cbook import normalize_kwargs
+        from matplotlib.collections import PathCollection
+
+        given = normalize_kwargs(kwargs, PathCollection)
+        settings = {"s": 14, "alpha": 0.8, "linewidth": 0.5} | given
+        has_colors = bool({"c", "color"} & given.keys())
         first, second = self.components[:2]
-        x1, x2 = self.codes[:, first], self.codes[:, second]
-        settings = {"s": 14, "alpha": 0.8, "linewidth": 0} | kwargs
+        points = self.codes[:, [first, second]].T
         groups = self._groups()
-        if self.y is not None and groups is None:
-            points = ax.scatter(x1, x2, **{"c": self.y} | settings)
-            ax.figure.colorbar(points, ax=ax, label="y")
+        if groups is not None:
+            _scatter_groups(ax, points, groups, settings, has_colors)
+        elif has_colors:
+            ax.scatter(*points, **settings)
         else:
-            for color, marker, label, rows in groups:
-                style = {"color": color, "marker": marker, "label": label}
-                ax.scatter(x1[rows], x2[rows], **style | settings)
-            _add_legend(ax, groups)
+            colored = ax.scatter(*points, c=self.y, **settings)
+            ax.figure.colorbar(colored, ax=ax, label="y")
         ax.set(xlabel=self._name(first), ylabel=self._name(second))
 
     def _plot_hist(self, ax, **kwargs):
@@ -249,9 +274,8 @@ class LatentSpaceDisplay:
     def _plot_traversal(self, ax, **kwargs):
         if self.traversal is None:
             raise ValueError(
-                "kind='traversal' draws images, but this model was fitted to a table. "
-                "Fit arrays of shape (n, H, W), set image_shape, or take "
-                "kind='scatter'."
+                "kind='traversal' draws images with one channel or three, but this "
+                "model was fitted to a table, or to others. Take kind='scatter'."
             )
         labels = [self._name(i).replace(" (", "\n(") for i in self.components]
         # Without the few pixels that go far at the ends of the walk.
@@ -287,6 +311,23 @@ class LatentSpaceDisplay:
         ]
 
 
+def _scatter_groups(ax, points, groups, settings, has_colors):
+    """Draw each group in its colour, unless the caller gave colours, and marker."""
+    if not has_colors:
+        # What maps numbers to colours has none to map.
+        settings = {k: v for k, v in settings.items() if k not in _COLOR_MAPS}
+    for color, marker, label, rows in groups:
+        style = {"marker": marker} | ({} if has_colors else {"color": color})
+        for name, value in settings.items():
+            # One for each point, or one for all.
+            is_each = np.ndim(value) == 1 and len(value) == len(rows)
+            style[name] = np.asarray(value)[rows] if is_each else value
+        if label is not None:
+            style["label"] = label
+        ax.scatter(*points[:, rows], **style)
+    _add_legend(ax, groups)
+
+
 def _everything(codes):
     return [(BLUE, MARKERS[0], None, np.full(len(codes), True))]
 
@@ -305,15 +346,42 @@ def _check_components(components, nats):
     if components is None:
         return np.argsort(-nats, kind="stable")[:MAX_ROWS]
     components = np.asarray(components)
-    is_index = components.ndim == 1 and len(components) > 0
-    if is_index:
-        is_index = all(
-            isinstance(i, Integral) and 0 <= i < len(nats) for i in components.tolist()
-        )
-    if not is_index:
+    is_index = np.issubdtype(components.dtype, np.integer) and components.ndim == 1
+    if not (
+        is_index
+        and len(components)
+        and 0 <= components.min() <= components.max() < len(nats)
+    ):
         raise ValueError(
             "The 'components' parameter of LatentSpaceDisplay.from_estimator must be a "
             f"list of integers from 0 to {len(nats) - 1}, n_components - 1. Got "
             f"{components!r} instead."
         )
     return components
+
+
+def _check_y(y, owner):
+    """Classes or numbers as an array; numbers and names in arrays of objects too."""
+    y = column_or_1d(y)
+    if y.dtype == object:
+        if any(v is None or is_scalar_nan(v) or is_pandas_na(v) for v in y):
+            raise _missing_values(owner)
+        y = np.array(y.tolist())
+    if y.dtype.kind == "f" and np.isnan(y).any():
+        raise _missing_values(owner)
+    if y.dtype.kind == "O":
+        y = y.astype(str)
+    n_classes = len(np.unique(y))
+    if not np.issubdtype(y.dtype, np.number) and n_classes > MAX_CLASSES:
+        raise ValueError(
+            f"The 'y' of {owner} has {n_classes} classes, and no more than "
+            f"{MAX_CLASSES} can be told apart. Join some of them, or pass numbers."
+        )
+    return y
+
+
+def _missing_values(owner):
+    return ValueError(
+        f"The 'y' of {owner} has missing values. Leave out those rows, or give them a "
+        "class of their own."
+    )

@@ -3,17 +3,28 @@
 from numbers import Integral
 
 import numpy as np
-from sklearn.metrics import r2_score
-from sklearn.utils import _safe_indexing
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import Interval, validate_params
-from sklearn.utils.validation import _num_samples
 
-from .._validation import as_samples
-from ._common import BLUE, as_images, check_model, draw_images
+from ._common import (
+    BLUE,
+    as_images,
+    check_axes,
+    check_images,
+    check_model,
+    draw_images,
+    first_images,
+    root_mean_square,
+)
 
 # With more features than this their names cannot be read.
 MAX_NAMES = 50
+
+# Share of its largest value up to which a feature varies by rounding only.
+ROUNDING = 1e-6
+
+# Bars that go further to the left are cut.
+LOWEST_R2 = -1.0
 
 
 class ReconstructionDisplay:
@@ -39,8 +50,8 @@ class ReconstructionDisplay:
     error : float
         Root mean squared error of all entries, in the units of the data.
     r2 : ndarray of shape (n_features,)
-        Share of the variance of each feature that is restored, at most 1; None for
-        images, where it depends on single pixels.
+        Share of the variance of each feature that is restored, at most 1; NaN for
+        features that are constant. None for images.
     ax_ : matplotlib Axes
         Axes with the picture.
     figure_ : matplotlib Figure
@@ -75,14 +86,20 @@ class ReconstructionDisplay:
     @property
     def error(self):
         """float : Root mean squared error of all entries, in the units of the data."""
-        return float(np.sqrt(np.square(self.restored - self.original).mean()))
+        return root_mean_square(self.restored - self.original)
 
     @property
     def r2(self):
         """ndarray of shape (n_features,) : Share of the variance that is restored."""
         if self.original.ndim > 2:
             return None
-        return r2_score(self.original, self.restored, multioutput="raw_values")
+        # In units of their own, so that no square leaves the range of floats.
+        around = self.original - self.original.mean(axis=0)
+        spread = np.abs(around).max(axis=0)
+        varies = spread > ROUNDING * np.abs(self.original).max(axis=0)
+        unit = np.where(varies, spread, np.nan)
+        left = np.square((self.restored - self.original) / unit).sum(axis=0)
+        return 1 - left / np.square(around / unit).sum(axis=0)
 
     @classmethod
     @validate_params(
@@ -113,9 +130,10 @@ class ReconstructionDisplay:
         Raises
         ------
         TypeError
-            If the estimator is no SigmaVAE.
+            If the estimator is no SigmaVAE, or `ax` no axes.
         ValueError
-            If `X` does not fit the model, or `n_images` is not positive.
+            If `X` does not fit the model, has one row of a table or images of other
+            than one channel or three, or `n_images` is not positive.
         ImportError
             If matplotlib is not installed.
 
@@ -129,15 +147,22 @@ class ReconstructionDisplay:
         >>> display.restored.shape
         (8, 8, 8)
         """
-        check_matplotlib_support(f"{cls.__name__}.from_estimator")
-        check_model(estimator, f"{cls.__name__}.from_estimator")
+        owner = f"{cls.__name__}.from_estimator"
+        check_matplotlib_support(owner)
+        check_model(estimator, owner)
+        check_axes(ax, owner)
         layout = estimator.module_.layout
         is_table = len(layout.input_shape) == 1
         if not is_table:
-            X = as_samples(X)
-            X = _safe_indexing(X, np.arange(min(n_images, _num_samples(X))))
+            check_images(estimator, owner)
+            X = first_images(X, n_images)
         restored = np.asarray(estimator.inverse_transform(estimator.transform(X)))
         original = np.asarray(X, dtype=restored.dtype)
+        if is_table and len(original) < 2:
+            raise ValueError(
+                f"{owner} needs two rows of a table at least, to tell how much they "
+                "vary. Got one."
+            )
         if is_table:
             names = getattr(estimator, "feature_names_in_", None)
             display = cls(original=original, restored=restored, feature_names=names)
@@ -168,6 +193,8 @@ class ReconstructionDisplay:
         ------
         ImportError
             If matplotlib is not installed.
+        TypeError
+            If `ax` is no axes.
 
         Examples
         --------
@@ -180,7 +207,9 @@ class ReconstructionDisplay:
         >>> display.plot().ax_.get_xlabel()
         'Share of the variance that is restored (R²)'
         """
-        check_matplotlib_support(f"{type(self).__name__}.plot")
+        owner = f"{type(self).__name__}.plot"
+        check_matplotlib_support(owner)
+        check_axes(ax, owner)
         if self.original.ndim == 2:
             ax = self._plot_table(ax, **kwargs)
         else:
@@ -199,18 +228,23 @@ class ReconstructionDisplay:
         if ax is None:
             size = 6.4, 1.2 + 0.22 * min(n_features, MAX_NAMES)
             _, ax = plt.subplots(figsize=size, layout="constrained")
-        places = np.arange(n_features)
-        ax.barh(places, self.r2, **{"color": BLUE, "height": 0.75} | kwargs)
+        places, r2 = np.arange(n_features), self.r2
+        ax.barh(places, r2, **{"color": BLUE, "height": 0.75} | kwargs)
         if named:
             names = self.feature_names
             if names is None:
                 names = [f"feature {i}" for i in places]
+            names = [
+                f"{name} (constant)" if np.isnan(value) else name
+                for name, value in zip(names, r2, strict=True)
+            ]
             ax.set_yticks(places, names, fontsize="small")
         else:
             ax.set_ylabel("feature")
         # The first feature on top, as in a list.
         ax.set_ylim(n_features - 0.4, -0.6)
-        ax.set_xlim(min(0, 1.05 * self.r2.min()), 1)
+        lowest = np.nanmin(r2, initial=0.0)
+        ax.set_xlim(max(1.05 * lowest, LOWEST_R2), 1)
         ax.set_xlabel("Share of the variance that is restored (R²)")
         ax.grid(axis="x", color="0.9", linewidth=0.6)
         ax.set_axisbelow(True)
