@@ -93,7 +93,7 @@ print(f"probabilistic PCA at this sigma:   {linear.score(X_test):.2f} nats")
 # -------------------------------------------
 
 search = GridSearchCV(
-    SigmaVAE(**params, network=ResidualNetwork(), max_iter=25),
+    SigmaVAE(**params, network=ResidualNetwork(), learning_rate=8e-3, max_iter=15),
     {"network__n_blocks": [0, 1, 2]},
     cv=3,
 ).fit(X_train)

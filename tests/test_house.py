@@ -46,7 +46,14 @@ def test_arrows_go_down_only(path):
     floor = floors()
     above = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+            # From the top it could be any floor, and hides which.
+            assert not any(name.startswith("sklearn_sigmavae") for name in modules)
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if not node.level:
+            assert not node.module.startswith("sklearn_sigmavae")
             continue
         inside = len(path.relative_to(PACKAGE).parts) - node.level
         names = [room] if inside else [(node.module or "").split(".")[0]]

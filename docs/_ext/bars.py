@@ -14,6 +14,7 @@ WORKLOADS = {
 LIBRARIES = {
     "SigmaVAE": "SigmaVAE",
     "bare PyTorch loop": "PyTorch, by hand",
+    "bare loop, an epoch's rows gathered at once": "the same, rows gathered",
     "PyTorch loop, DataLoader": "PyTorch, DataLoader",
     "skorch": "skorch",
     "pythae": "pythae",
@@ -53,11 +54,10 @@ def draw(results, folder):
     }
     _bars(
         folder / "bars_fit.svg",
-        {key: _relative(fits, key, "SigmaVAE") for key in fits},
+        {key: ratio / fits[key[0], "SigmaVAE"] for key, ratio in fits.items()},
         WORKLOADS,
         LIBRARIES,
         "Time of a fit, relative to SigmaVAE (less is better)",
-        "{:.1f}",
     )
     _bars(
         folder / "bars_search.svg",
@@ -65,15 +65,10 @@ def draw(results, folder):
         TABLES,
         SEARCHES,
         "Seconds for a search over 16 scales in 5 folds (less is better)",
-        "{:.1f}",
     )
 
 
-def _relative(values, key, reference):
-    return values[key] / values[key[0], reference]
-
-
-def _bars(path, values, panels, names, title, number):
+def _bars(path, values, panels, names, title):
     style = {"font.size": 11, "svg.fonttype": "path", "svg.hashsalt": "bars"}
     with mpl.rc_context(style):
         n_rows = len(panels) // 2
@@ -90,7 +85,7 @@ def _bars(path, values, panels, names, title, number):
             lengths = [values[workload, name] for name in names]
             colors = [OURS if i == 0 else OTHERS for i in range(len(names))]
             bars = ax.barh(list(names.values()), lengths, color=colors, height=0.7)
-            ax.bar_label(bars, [number.format(x) for x in lengths], padding=4)
+            ax.bar_label(bars, [f"{x:.1f}" for x in lengths], padding=4)
             ax.set_title(label, fontsize=11)
             ax.set_xlim(0, 1.25 * max(lengths))
             ax.set_xticks([])

@@ -27,6 +27,7 @@ EXAMPLES = [
 ]
 
 LINKS = [
+    (r"\]\(\.\./examples\)", r"](auto_examples/index.rst)"),
     (r"\]\((?:\.\./)?examples/(plot_\w+)\.py\)", r"](auto_examples/\1.rst)"),
     (r"\]\((?:\.\./)?benchmarks/RESULTS\.md\)", r"](benchmarks.md)"),
     (r"\]\((?:\.\./)?CHANGELOG\.md\)", r"](changelog.md)"),
