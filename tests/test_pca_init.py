@@ -181,3 +181,25 @@ def test_the_whole_posterior_is_exact(digits):
     np.testing.assert_allclose(
         std, np.broadcast_to(np.sqrt(1 / np.diag(precision)), std.shape), rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.2, 0.4])
+def test_derivatives_along_sigma(digits, sigma):
+    def linear(sigma):
+        return SigmaVAE(16, sigma=sigma, hidden_layer_sizes=(), max_iter=0).fit(digits)
+
+    def kl(model):
+        return model.kl_divergence(digits).sum(axis=1).mean()
+
+    step = 1e-3
+    below, model, above = (linear(sigma * np.exp(d)) for d in (-step, 0.0, step))
+    # The local exponent of the KL is the number of components in use, divided by it.
+    exponent = -(np.log(kl(above)) - np.log(kl(below))) / (2 * step)
+    n_used = (spectrum(digits)[:16] > sigma**2).sum()
+    assert exponent == pytest.approx(n_used / kl(model), rel=1e-3)
+    # Along the optima the score has the derivative that it has at fixed weights.
+    eigenvalues = spectrum(digits)
+    distortion = n_used * sigma**2 + eigenvalues[n_used:].sum()
+    derivative = (above.score(digits) - below.score(digits)) / (2 * step)
+    expected = distortion / sigma**2 - digits.shape[1]
+    assert derivative == pytest.approx(expected, rel=1e-3, abs=1e-2)
