@@ -9,6 +9,8 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, loa
 from sklearn.preprocessing import StandardScaler
 from small_vae import low_rank_rows, small_vae
 
+from sklearn_sigmavae import SigmaVAE
+
 torch.set_num_threads(1)
 
 _LOADERS = {
@@ -53,6 +55,18 @@ def vae():
 def digits(load):
     """Pixels of the handwritten digits in [0, 1]."""
     return load("digits") / 16
+
+
+@pytest.fixture(scope="session")
+def images(load):
+    """The handwritten digits as images, with grey levels from 0 to 16."""
+    return load("digits").reshape(-1, 8, 8)
+
+
+@pytest.fixture(scope="session")
+def of_images(images):
+    """An estimator fitted to the first 1000 of them, which tests must not refit."""
+    return SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(images[:1000])
 
 
 @pytest.fixture

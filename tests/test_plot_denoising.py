@@ -11,11 +11,6 @@ pytestmark = pytest.mark.usefixtures("plt")
 
 
 @pytest.fixture(scope="module")
-def images(load):
-    return load("digits").reshape(-1, 8, 8)
-
-
-@pytest.fixture(scope="module")
 def vae(images):
     return SigmaVAE(16, sigma=2.0, max_iter=10, random_state=0).fit(images[:1000])
 

@@ -8,20 +8,10 @@ import pytest
 from sklearn.exceptions import DataConversionWarning
 from small_vae import low_rank_rows, small_vae
 
-from sklearn_sigmavae import LatentSpaceDisplay, SigmaVAE
+from sklearn_sigmavae import LatentSpaceDisplay
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.usefixtures("plt")
-
-
-@pytest.fixture(scope="module")
-def images(load):
-    return load("digits").reshape(-1, 8, 8)
-
-
-@pytest.fixture(scope="module")
-def of_images(images):
-    return SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(images[:1000])
 
 
 @pytest.fixture

@@ -11,16 +11,6 @@ pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.usefixtures("plt")
 
 
-@pytest.fixture(scope="module")
-def images(load):
-    return load("digits").reshape(-1, 8, 8)
-
-
-@pytest.fixture(scope="module")
-def of_images(images):
-    return SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(images[:1000])
-
-
 def test_images_lie_over_their_reconstructions(of_images, images):
     display = ReconstructionDisplay.from_estimator(of_images, images[1000:], n_images=5)
     restored = of_images.inverse_transform(of_images.transform(images[1000:1005]))
