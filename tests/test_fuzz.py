@@ -337,7 +337,7 @@ def check_case(case):
 
 
 @given(case=cases())
-@settings(**PROFILE, max_examples=100)
+@settings(**PROFILE, max_examples=60)
 def test_a_fit_gives_a_finite_model_or_a_documented_error(case):
     check_case(case)
 

@@ -134,7 +134,7 @@ def check_sequence(actions):
 
 
 @given(actions=SEQUENCES)
-@settings(**PROFILE, max_examples=40)
+@settings(**PROFILE, max_examples=25)
 def test_calls_in_any_order(actions):
     check_sequence(actions)
 

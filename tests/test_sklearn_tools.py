@@ -187,7 +187,7 @@ def test_column_transformer_and_feature_union():
 def test_grid_search_finds_the_noise_of_the_data():
     sigmas = [0.03, NOISE, 3.0]
     rows = low_rank_rows(120)
-    search = GridSearchCV(small_vae(), {"sigma": sigmas}, cv=3, n_jobs=2)
+    search = GridSearchCV(small_vae(), {"sigma": sigmas}, cv=3)
     search.fit(rows)
     assert search.best_params_ == {"sigma": NOISE}
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
