@@ -182,6 +182,18 @@ def blocks(X):
     return (slice(start, start + step) for start in range(0, len(X), step))
 
 
+def bound_log_var(log_var):
+    """Log-variances that hardly exceed those of the prior.
+
+    No posterior of a linear model is wider than the prior, but an encoder that
+    extrapolates to an outlier would make it so by many orders of magnitude. Up to 0,
+    the prior's, values stay as they are; above it they grow like a logarithm.
+    """
+    # The gradient of the first term at 0 is one and that of the second zero, so that
+    # components without use, which are at 0, train as if there were no bound.
+    return log_var.clamp_max(0.0) + log_var.relu().log1p()
+
+
 class VAE(nn.Module):
     """Encoder and decoder with the units they work in.
 
@@ -237,7 +249,8 @@ class VAE(nn.Module):
     def encode(self, x):
         """Mean and log-variance of q(z|x), each of shape (n, n_components)."""
         # Of the dtype of x, also where autocast computes in another.
-        return self.encoder(x).to(x.dtype).chunk(2, dim=-1)
+        mean, log_var = self.encoder(x).to(x.dtype).chunk(2, dim=-1)
+        return mean, bound_log_var(log_var)
 
     def decode(self, z):
         """Locations for codes of shape (..., n_components), any leading dimensions."""
