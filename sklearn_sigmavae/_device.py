@@ -7,6 +7,8 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
+from ._threads import limited_threads
+
 # Training data stays on a CUDA device if it takes no more than this fraction of the
 # memory that is free there before training.
 DATA_FRACTION = 0.5
@@ -18,10 +20,15 @@ PRECISIONS = ("float32", "tf32", "bfloat16")
 _WARM_UP_STEPS = 3
 
 
-# The threads of OpenMP are not in a forked child, where torch would wait for them for
-# ever. With one thread it asks for none.
+def _in_child():
+    # The threads of OpenMP are not in a forked child, where torch would wait for them
+    # for ever. With one thread it asks for none.
+    limited_threads.forget()
+    torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def fits(n_bytes, device):

@@ -9,6 +9,7 @@ import torch
 from sklearn.utils import assert_all_finite
 
 from ._device import is_out_of_memory, matmul_precision
+from ._threads import limited_threads
 
 # Numbers in the widest array of one block of rows: bounds the memory, and on the CPU
 # small blocks stay in cache.
@@ -113,7 +114,8 @@ def in_blocks(function, n_rows, vae, dtype, n_points=1):
     size = _BLOCK_SIZE_ON_CPU if device.type == "cpu" else _BLOCK_SIZE_ELSEWHERE
     step = max(1, size // (width * n_points))
     result, start = None, 0
-    with matmul_precision(device):
+    n_operations = vae.n_operations * min(step, n_rows) * n_points
+    with matmul_precision(device), limited_threads(n_operations, device):
         while start < n_rows:
             block = slice(start, min(start + step, n_rows))
             try:

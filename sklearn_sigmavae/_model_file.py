@@ -18,7 +18,7 @@ import torch
 from skorch.history import History
 
 from ._layout import Layout
-from ._module import VAE, Units
+from ._module import VAE, LinearTails, Units
 from ._persistence import Header, ModelFileError, decode, encode
 from ._rng import isolated_rng
 from ._start import check_scale_in_range
@@ -35,7 +35,15 @@ from .noise import NOISES, NoiseModel
 
 # Raised by one when files are no longer what readers of the present one expect; new
 # entries that these can do without do not count.
-FORMAT = 1
+FORMAT = 2
+
+# What a training has found.
+OUTCOME = (
+    "n_active_components_",
+    "reconstruction_error_",
+    "start_score_",
+    "best_epoch_",
+)
 
 # Parameters that only training needs and that may be objects of any kind.
 _LEFT_OUT_IF_OBJECTS = ("callbacks", "optimizer", "random_state")
@@ -71,7 +79,7 @@ class LoadedModel:
         The noise.
     scale : float or None
         Its scale, in internal units.
-    n_active_components_, reconstruction_error_
+    n_active_components_, reconstruction_error_, start_score_, best_epoch_
         As of the net.
     """
 
@@ -82,6 +90,8 @@ class LoadedModel:
     scale: float
     n_active_components_: int
     reconstruction_error_: float
+    start_score_: float
+    best_epoch_: int
 
 
 def describe(estimator):
@@ -106,6 +116,9 @@ def describe(estimator):
     vae, units = model.module_, model.module_.units
     for name, value in vae.state_dict().items():
         arrays[f"module.{name}"] = value.cpu().numpy()
+    if vae.tails is not None:
+        for name, value in vae.tails.named_buffers():
+            arrays[f"tails.{name}"] = value.cpu().numpy()
     arrays["units.offset"] = units.offset
     # One number if all are equal, as they mostly are.
     arrays["units.scale"] = units.scale if np.ptp(units.scale) else units.scale[:1]
@@ -130,8 +143,7 @@ def describe(estimator):
         "linear_path": isinstance(vae.encoder, LinearPathEncoder),
         "noise": _describe_object(model.noise, "noise", "noise", arrays),
         "structure": encode(list(model.structure.items()), "structure", arrays),
-        "n_active_components": model.n_active_components_,
-        "reconstruction_error": model.reconstruction_error_,
+        **{name.removesuffix("_"): getattr(model, name) for name in OUTCOME},
         "n_iter": estimator.n_iter_,
         "output": getattr(estimator, "_sklearn_output_config", {}).get("transform"),
     }
@@ -268,6 +280,7 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
         scale,
         int(header.number("n_active_components")),
         float(header.number("reconstruction_error")),
+        *_restore_gain(header),
     )
     estimator._set_model(model, sigma, int(header.number("n_iter")))
     estimator.n_features_in_ = vae.layout.n_features
@@ -378,7 +391,7 @@ def _restore_module(header, arrays, recipe):
             header.take("linear_path", bool),
             lambda module: _fill(module, arrays),
         )
-    return VAE(
+    vae = VAE(
         encoder,
         decoder,
         _restore_units(arrays, n_features),
@@ -388,6 +401,8 @@ def _restore_module(header, arrays, recipe):
         takes_float64,
         known_recipe(recipe),
     )
+    vae.tails = _restore_tails(arrays, n_features, n_components)
+    return vae
 
 
 def _fill(module, arrays):
@@ -414,6 +429,40 @@ def _fill(module, arrays):
         module.load_state_dict(state, assign=True)
     else:
         module.load_state_dict(state)
+
+
+def _restore_gain(header):
+    """Score of the start and best epoch, which files of format 1 do not have."""
+    if header.take("format", int) < 2:
+        return math.nan, int(header.number("n_iter"))
+    score = header.take("start_score", (int, float))
+    if not math.isfinite(score):
+        raise ModelFileError(f"its 'start_score' is {score}.")
+    return float(score), int(header.number("best_epoch"))
+
+
+def _restore_tails(arrays, n_features, n_components):
+    """What carries the model on, or None."""
+    shapes = {
+        "decoder": (n_features, n_components),
+        "gain": (n_components,),
+        "low": (n_features,),
+        "high": (n_features,),
+        "limit": (n_components,),
+    }
+    tails = {
+        name: arrays[f"tails.{name}"] for name in shapes if f"tails.{name}" in arrays
+    }
+    if not tails:
+        return None
+    kinds = {name: (array.shape, array.dtype) for name, array in tails.items()}
+    if kinds != {name: (shape, np.float32) for name, shape in shapes.items()}:
+        raise ModelFileError("its tails are not those of its network.")
+    if not ((tails["low"] <= tails["high"]).all() and (tails["limit"] > 0).all()):
+        raise ModelFileError("its tails have no range.")
+    return LinearTails(
+        **{name: torch.from_numpy(array) for name, array in tails.items()}
+    )
 
 
 def _restore_units(arrays, n_features):

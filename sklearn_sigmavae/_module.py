@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ._threads import count_operations
+
 # Means of features, in internal units, up to which one float32 number may stand for
 # them: its rounding is then of the order of the data's own.
 _SMALL_SHIFT = 8
@@ -27,10 +29,14 @@ class Units:
     ----------
     offset, scale : ndarray of shape (n_features,), float64
         Internal value = (data - offset) / scale.
+    low, high : ndarray of shape (n_features,), float64, or None
+        Range of the data that the units are those of, in internal units.
     """
 
     offset: np.ndarray
     scale: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
     @property
     def log_volume(self):
@@ -76,7 +82,8 @@ class Units:
                 "Rescale X before fitting."
             )
         if not divisor.all():
-            return cls(offset=low, scale=np.array(relative_scale))
+            nothing = np.zeros_like(low)
+            return cls(low, np.array(relative_scale), nothing, nothing)
         # Seen from the middle of the range, in units of the range, no sum loses digits,
         # overflows or underflows.
         middle = low + 0.5 * (high - low)
@@ -87,7 +94,8 @@ class Units:
             squares += np.vdot(deviation, deviation)
         mean = total / len(X)
         variance = squares / X.size - np.square(mean).mean()
-        return cls(offset=middle + mean * divisor, scale=divisor * np.sqrt(variance))
+        offset, scale = middle + mean * divisor, divisor * np.sqrt(variance)
+        return cls(offset, scale, (low - offset) / scale, (high - offset) / scale)
 
     def to_internal(self, X):
         """Data to a tensor in internal units, of the same dtype.
@@ -194,6 +202,57 @@ def bound_log_var(log_var):
     return log_var.clamp_max(0.0) + log_var.relu().log1p()
 
 
+class LinearTails(nn.Module):
+    """What carries a model on, linearly, beyond where its training data was.
+
+    Networks know nothing of what is out there, and one far row would decide a mean
+    score. They see a far row, or code, moved to the edge of the training data's range,
+    and how far it was moved goes through the linear model that the training started
+    at: far out, the model is probabilistic PCA.
+
+    Parameters
+    ----------
+    decoder : torch.Tensor of shape (n_features, n_components)
+        Weights of the linear model's decoder.
+    gain : torch.Tensor of shape (n_components,)
+        Its encoder has the same directions, times these.
+    low, high : torch.Tensor of shape (n_features,)
+        Range of the training data, in internal units.
+    limit : torch.Tensor of shape (n_components,)
+        Size of the codes up to which they are not far.
+    """
+
+    def __init__(self, decoder, gain, low, high, limit):
+        super().__init__()
+        # They move with the module, but training neither saves nor restores them.
+        self.register_buffer("decoder", decoder, persistent=False)
+        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        self.register_buffer("limit", limit, persistent=False)
+
+    def set_weights(self, encoder, decoder):
+        """Take the weights of another linear model."""
+        self.decoder = decoder
+        # Columns of unused components are zero in both.
+        squares = decoder.square().sum(dim=0)
+        self.gain = (encoder * decoder.mT).sum(dim=1) / squares.where(squares > 0, 1.0)
+
+    def split_rows(self, x):
+        """Rows moved to the edge, and what that takes from their codes, or None."""
+        inside = x.clamp(self.low, self.high)
+        if torch.equal(inside, x):
+            return x, None
+        return inside, (x - inside) @ self.decoder * self.gain
+
+    def split_codes(self, z):
+        """Codes moved to the edge, and what that takes from locations, or None."""
+        inside = z.clamp(-self.limit, self.limit)
+        if torch.equal(inside, z):
+            return z, None
+        return inside, (z - inside) @ self.decoder.mT
+
+
 class VAE(nn.Module):
     """Encoder and decoder with the units they work in.
 
@@ -218,6 +277,8 @@ class VAE(nn.Module):
 
     Attributes
     ----------
+    tails : LinearTails or None
+        What carries the model on beyond the training data, once it is trained.
     n_stack_dims : int
         Leading dimensions of all tensors that tell the members of a stack apart: none
         here, see :class:`~sklearn_sigmavae._stack.VAEStack`.
@@ -245,23 +306,34 @@ class VAE(nn.Module):
         self.width = width
         self.takes_float64 = takes_float64
         self.recipe = recipe
+        self.tails = None
 
     def encode(self, x):
         """Mean and log-variance of q(z|x), each of shape (n, n_components)."""
+        moved = None
+        if self.tails is not None:
+            x, moved = self.tails.split_rows(x)
         # Of the dtype of x, also where autocast computes in another.
         mean, log_var = self.encoder(x).to(x.dtype).chunk(2, dim=-1)
-        return mean, bound_log_var(log_var)
+        return mean if moved is None else mean + moved, bound_log_var(log_var)
 
     def decode(self, z):
         """Locations for codes of shape (..., n_components), any leading dimensions."""
-        if z.ndim == 2:
-            return self.decoder(z).to(z.dtype)
-        location = self.decoder(z.flatten(0, -2)).to(z.dtype)
-        return location.reshape(*z.shape[:-1], *location.shape[1:])
+        moved = None
+        if self.tails is not None:
+            z, moved = self.tails.split_codes(z)
+        location = self.decoder(z if z.ndim == 2 else z.flatten(0, -2)).to(z.dtype)
+        location = location.reshape(*z.shape[:-1], *location.shape[1:])
+        return location if moved is None else location + moved
 
     def forward(self, x):
         """Mean of q(z|x)."""
         return self.encode(x)[0]
+
+    @cached_property
+    def n_operations(self):
+        """float : Floating-point operations for one row, about."""
+        return count_operations(self)
 
     @property
     def device(self):

@@ -9,7 +9,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, PassthroughScoring
 from skorch.utils import TeeGenerator
 
 from . import _device
@@ -102,6 +102,19 @@ class BoundNet(NeuralNet):
         for group in self.optimizer_.param_groups:
             group.setdefault("initial_lr", self.lr)
 
+    def examine_start(self, selection):
+        """Note the loss of rows at the weights that training starts with."""
+        with matmul_precision(self.device):
+            self.start_loss_ = self.validation_loss(selection)
+        self.best_epoch_, self.is_rising_ = 0, False
+        self._n_before = len(self.history)
+
+    @property
+    def keeper(self):
+        """KeepBest or None : What keeps the best weights."""
+        keepers = (c for _, c in self.callbacks_ if isinstance(c, KeepBest))
+        return next(keepers, None)
+
     def train(self, selection, held_out, checkpoint=None):
         """Train for ``max_epochs`` epochs.
 
@@ -127,6 +140,11 @@ class BoundNet(NeuralNet):
                 self.fit_loop(datasets, epochs=self.max_epochs - self.n_done_)
             with suppress(StopTraining):
                 self.notify("on_train_end", X=datasets, y=None)
+        self.best_epoch_ = len(self.history) - self._n_before
+        if self.keeper is not None:
+            # A number for one model, a list for a stack.
+            self.best_epoch_ = self.keeper.best_epoch.tolist()
+            self.is_rising_ = self.keeper.is_rising.tolist()
 
     @contextmanager
     def _run_state(self, selection):
@@ -413,14 +431,19 @@ class KeepBest(Callback):
         self.tol = tol
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Evaluate the start, unless the training goes on from a checkpoint."""
+        """Take the start for the best, unless a checkpoint has brought a better."""
+        loss = np.asarray(net.start_loss_)
+        for _, callback in net.callbacks_:
+            if isinstance(callback, PassthroughScoring) and not callback.on_train:
+                # The history marks the epochs that are better than all before.
+                callback.best_score_ = min(callback.best_score_, net.start_loss_)
         if hasattr(self, "_weights"):
             return
-        loss = np.asarray(net.validation_loss(X[1]))
         self._best_loss = np.where(np.isnan(loss), math.inf, loss)
         self._reference = self._best_loss
         self._misses = np.zeros(loss.shape, dtype=int)
         self.n_epochs_ = np.zeros(loss.shape, dtype=int)
+        self.best_epoch = np.zeros(loss.shape, dtype=int)
         self._weights = deepcopy(net.module_.state_dict())
 
     def on_epoch_end(self, net, **kwargs):
@@ -432,6 +455,7 @@ class KeepBest(Callback):
         self._best_loss = np.where(improved, loss, self._best_loss)
         if improved.any():
             self._keep(net, improved)
+            self.best_epoch = np.where(improved, self.n_epochs_, self.best_epoch)
         counts = loss < self._reference - self.tol
         self._reference = np.where(counts, loss, self._reference)
         self._misses = np.where(runs & counts, 0, self._misses + 1)
@@ -446,16 +470,27 @@ class KeepBest(Callback):
     def state(self):
         """What to :meth:`go_on` from."""
         return {name: getattr(self, f"_{name}") for name in self._STATE} | {
-            "n_epochs": self.n_epochs_
+            "n_epochs": self.n_epochs_,
+            "best_epoch": self.best_epoch,
         }
 
     def go_on(self, state):
         """Take up a state."""
-        self.n_epochs_ = state["n_epochs"]
+        self.n_epochs_, self.best_epoch = state["n_epochs"], state["best_epoch"]
         for name in self._STATE:
             setattr(self, f"_{name}", state[name])
 
     _STATE = "best_loss", "reference", "misses", "weights"
+
+    @property
+    def is_rising(self):
+        """ndarray of bool : Whether the held-out loss still fell when training ended.
+
+        It cannot be seen without patience, which is without a constant rate.
+        """
+        if self.patience is None or self.n_epochs_.max() <= self.patience:
+            return np.zeros(self._misses.shape, dtype=bool)
+        return self._runs
 
     @property
     def any_has_ended(self):

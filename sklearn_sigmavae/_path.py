@@ -518,14 +518,21 @@ def _moved(start, model):
     noise, units = start.criterion.noise, start.vae.units
     # The units stay the same object: by it the data knows its rows and axes.
     vae = deepcopy(start.vae, {id(units): units})
+    tails, vae.tails = vae.tails, None
     scale = internal_scale(model.sigma, units)
     if model.init == "pca":
         axes = start.data.axes(units, model.n_components, start.seed)
+        tau = noise_variance(noise, scale, model.beta)
         move_along_pca(
             vae,
             axes,
             noise_variance(noise, start.criterion.scale, model.beta),
-            noise_variance(noise, scale, model.beta),
+            tau,
         )
+        if tails is not None:
+            encoder, _, decoder = axes.start(tau, vae.n_components)
+            tails.set_weights(
+                torch.from_numpy(encoder).float(), torch.from_numpy(decoder).float()
+            )
     criterion = NegativeBound(noise, model.beta, scale, units.log_volume)
-    return replace(start, params=model, vae=vae, criterion=criterion)
+    return replace(start, params=model, vae=vae, criterion=criterion, tails=tails)

@@ -15,6 +15,7 @@ import torch
 
 from ._bound import integration_points, kl_divergence
 from ._inference import in_blocks
+from ._threads import limited_threads
 from .networks import LinearPathDecoder
 from .noise import NoiseModel, resolve_power
 
@@ -475,16 +476,17 @@ def estimate_scale(vae, noise, X):
         return max(largest * power ** (1 / noise.exponent), _MIN_SCALE)
 
     scale, posterior = scale_of(torch.zeros_like(y).unsqueeze(0)), None
-    for _ in range(_TRIALS):
-        observed = replace(observed, scale=(scale / relative).unsqueeze(0))
-        posterior = refine(
-            vae, observed, _STEPS_FOR_SCALE, _GAIN_FOR_SCALE, start=posterior
-        )
-        with torch.no_grad():
-            location = vae.decode(posterior.points(points))
-            before, scale = scale, scale_of(location * relative.to(y))
-        if abs(math.log(scale / before)) < _SCALE_TOLERANCE:
-            break
+    with limited_threads(vae.n_operations * len(y), vae.device):
+        for _ in range(_TRIALS):
+            observed = replace(observed, scale=(scale / relative).unsqueeze(0))
+            posterior = refine(
+                vae, observed, _STEPS_FOR_SCALE, _GAIN_FOR_SCALE, start=posterior
+            )
+            with torch.no_grad():
+                location = vae.decode(posterior.points(points))
+                before, scale = scale, scale_of(location * relative.to(y))
+            if abs(math.log(scale / before)) < _SCALE_TOLERANCE:
+                break
     return scale * unit
 
 

@@ -25,6 +25,7 @@ from sklearn.utils import _safe_indexing, check_random_state, indexable
 from sklearn.utils.validation import _check_method_params, _num_samples
 
 from ._device import DATA_FRACTION
+from ._outcome import gather_remarks
 from ._progress import MovesBar, progress
 from ._sigma_vae import SigmaVAE
 from ._stack import NotStackableError, stack_networks
@@ -168,6 +169,12 @@ class BatchedGridSearchCV(GridSearchCV):
             If the grid, a candidate, the data or a fold is not valid, or all fits
             fail.
 
+        Warns
+        -----
+        ConvergenceWarning
+            Once for all fits that no epoch of which improved on their start, and once
+            for those that ended while their held-out bound was rising.
+
         Examples
         --------
         Choose by rows of other groups than those that were trained on:
@@ -214,7 +221,7 @@ class BatchedGridSearchCV(GridSearchCV):
             for candidate in range(len(candidates))
             for split in range(len(splits))
         ]
-
+        remarks = [r for result in out for r in result.pop("remarks", ())]
         _warn_or_raise_about_fit_failures(out, self.error_score)
         if callable(self.scoring):
             _insert_error_scores(out, self.error_score)
@@ -243,6 +250,8 @@ class BatchedGridSearchCV(GridSearchCV):
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)
         vars(self).update(found)
+        # When all is done, so that nothing is lost where warnings are errors.
+        gather_remarks(remarks, len(out))
         return self
 
     def _cut(self, base, candidates, layouts, splits):
@@ -390,7 +399,7 @@ class Evaluation:
     def _train_one(self, estimator, split):
         X, y, fit_params = self._training_rows(split)
         try:
-            return estimator.fit(X, y, **fit_params)
+            return estimator._fit(X, y, **fit_params)
         except Exception as error:
             return error
 
@@ -431,6 +440,8 @@ class Evaluation:
             "n_test_samples": _num_samples(test),
             "fit_error": None,
         }
+        if not isinstance(outcome, Exception):
+            result["remarks"] = outcome.net_.remarks_
         kinds = {"test_scores": test}
         if self.return_train_score:
             kinds["train_scores"] = train

@@ -1,5 +1,6 @@
 """The estimator: validate, hand over, return arrays."""
 
+import warnings
 from contextlib import contextmanager
 from numbers import Integral, Real
 from os import PathLike
@@ -30,7 +31,7 @@ from ._bound import (
 )
 from ._device import PRECISIONS
 from ._inference import decode_in_blocks, run_in_blocks
-from ._model_file import describe, own_objects, restore
+from ._model_file import OUTCOME, describe, own_objects, restore
 from ._net import OPTIMIZERS, BoundNet
 from ._persistence import explain_file, read_model, write_model
 from ._progress import progress
@@ -79,9 +80,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     ``sigma`` can be searched over and scores compare with those of
     :class:`~sklearn.decomposition.PCA`.
 
-    Data needs no scaling: it is centred, and divided by one number, inside. It is a
-    table, or an array of images: (n, H, W), (n, H, W, C) or, with `channels_first`,
-    (n, C, H, W).
+    Data is a table, or an array of images: (n, H, W), (n, H, W, C) or, with
+    `channels_first`, (n, C, H, W). It is centered, and divided by one number, inside,
+    so its offset and unit do not matter. But one ``sigma`` holds for all columns:
+    columns in different units need a
+    :class:`~sklearn.preprocessing.StandardScaler`, or one ``sigma`` each.
 
     Parameters
     ----------
@@ -194,10 +197,20 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         The skorch net that trained it; absent after :meth:`load`.
     history_ : skorch.history.History
         Training history: a row for each epoch, with ``train_loss`` and, if rows were
-        held out, ``valid_loss``, minus the bound in nats per row. It takes fewer
-        points than :meth:`score`, and may differ from that by a tenth of a nat.
+        held out, ``valid_loss``, minus the bound in nats per row, and
+        ``valid_loss_best``, whether it improves on all before, the start included. It
+        takes fewer points than :meth:`score`, and may differ from that by a tenth of a
+        nat.
     n_iter_ : int
         Number of epochs run.
+    start_score_ : float
+        Bound in nats per row that the last call of :meth:`fit` or :meth:`partial_fit`
+        began with: with ``init="pca"`` that of PCA at this `sigma`. It is the mean
+        over the held-out rows, or without them over about 1000 training rows, and
+        compares with minus ``valid_loss`` in ``history_``; NaN if the file that the
+        model comes from does not have it.
+    best_epoch_ : int
+        Epoch of that call, from 1, whose weights are kept; 0 is the start.
     n_active_components_ : int
         Components whose mean KL divergence exceeds 0.01 nats (averaged over about
         1000 training rows).
@@ -401,8 +414,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ValueError, TypeError
             If a parameter or the data is not valid, before training starts.
         DivergenceError
-            If the loss becomes non-finite, a ``ValueError``. As after any failed call,
-            the estimator is then what it was before.
+            If the loss becomes non-finite, or ends far above that of the start, a
+            ``ValueError``. As after any failed call, the estimator is then what it was
+            before.
         MemoryError
             If the device runs out of memory.
         OSError
@@ -414,8 +428,12 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -----
         UserWarning
             If `sigma` hides all of the data at the start; it names one that would not.
+            If the residuals are ten times as large; it names one near them. If a
+            column is so large that float32 does not resolve `sigma` beside it.
         ConvergenceWarning
-            If ``sigma="mle"`` meets a likelihood that grows without bound.
+            If no epoch improved on the start, if training at a constant rate ended
+            while the held-out bound was rising, or if ``sigma="mle"`` meets a
+            likelihood that grows without bound.
 
         Examples
         --------
@@ -432,21 +450,21 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         >>> bool(-3.5 < -vae.history_[-1, "valid_loss"] < -2.5)  # nats per row
         True
         """
-        continues = self.warm_start and self.__sklearn_is_fitted__()
-        with self._unchanged_on_failure():
-            vars(self).pop("_random_state", None)
-            data = self._check_training_data(X, X_val, continues=continues)
-            random_state = check_random_state(self.random_state)
-            self._train(data, random_state, Plan.of_fit(self), continues)
+        self._fit(X, X_val=X_val)
+        # When all is done, so that nothing is lost where warnings are errors.
+        for category, text in self.net_.remarks_:
+            warnings.warn(text, category, stacklevel=3)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None):
         """Train for one epoch on these rows, at a constant learning rate.
 
-        The first call sets the units and, with ``init="pca"``, the start from its rows;
-        it should have more rows than components. With ``sigma="mle"`` the scale is that
-        of the last chunk.
+        The first call fixes the units of the networks and, with ``init="pca"``, the
+        start from its rows: they should be like those of all chunks, a few hundred at
+        least, and more than there are components. Shuffle the data before it is cut
+        into chunks: where each has rows of one class, the last one is learned best.
+        With ``sigma="mle"`` the scale is that of the last chunk.
 
         Parameters
         ----------
@@ -467,6 +485,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             since the last call.
         DivergenceError
             If the loss becomes non-finite, as for :meth:`fit`.
+
+        Warns
+        -----
+        UserWarning
+            If the rows are far larger than those of the first chunk.
 
         Examples
         --------
@@ -1134,6 +1157,16 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "sklearn_sigmavae.{estimator_name}.html"
     )
 
+    def _fit(self, X, y=None, *, X_val=None):
+        """Fit, and leave it to the caller to report what the net has to remark."""
+        continues = self.warm_start and self.__sklearn_is_fitted__()
+        with self._unchanged_on_failure():
+            vars(self).pop("_random_state", None)
+            data = self._check_training_data(X, X_val, continues=continues)
+            random_state = check_random_state(self.random_state)
+            self._train(data, random_state, Plan.of_fit(self), continues)
+        return self
+
     def _check_training_data(self, X, X_val=None, *, continues=False, minimum=2):
         if continues:
             layout = self.module_.layout
@@ -1251,8 +1284,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.noise_ = model.noise
         self.sigma_ = sigma
         self.n_iter_ = n_iter
-        self.n_active_components_ = model.n_active_components_
-        self.reconstruction_error_ = model.reconstruction_error_
+        for name in OUTCOME:
+            setattr(self, name, getattr(model, name))
 
 
 def _with_attributes(cls, attributes):

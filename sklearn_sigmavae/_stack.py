@@ -14,7 +14,7 @@ from torch import nn
 
 from ._layout import ImagesToRows, RowsToImages
 from ._module import VAE
-from ._net import BoundNet, KeepBest, divergence_error
+from ._net import BoundNet, divergence_error
 from .networks import ACTIVATIONS, LinearPathDecoder, LinearPathEncoder
 
 
@@ -186,7 +186,7 @@ class StackNet(BoundNet):
 
         Not those that have ended before: they have not failed, whatever they do since.
         """
-        keeper = self._keeper
+        keeper = self.keeper
         if keeper is None or not keeper.any_has_ended:
             super().check_finite(losses)
 
@@ -207,14 +207,9 @@ class StackNet(BoundNet):
         return history
 
     def _n_epochs(self, i):
-        if not self.history or self._keeper is None:
+        if not self.history or self.keeper is None:
             return len(self.history)
-        return int(self._keeper.n_epochs_[i])
-
-    @property
-    def _keeper(self):
-        keepers = (c for _, c in self.callbacks_ if isinstance(c, KeepBest))
-        return next(keepers, None)
+        return int(self.keeper.n_epochs_[i])
 
 
 def _of_member(row, i):

@@ -1,6 +1,7 @@
 """From an estimator's parameters and an array to a model that is ready to train."""
 
 import math
+import warnings
 from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Real
@@ -11,7 +12,7 @@ from sklearn.base import clone
 
 from ._batches import Selection, place_rows
 from ._bound import NegativeBound
-from ._module import VAE, Units, blocks
+from ._module import VAE, LinearTails, Units, blocks
 from ._pca_init import PrincipalAxes, start_at_mean, start_at_pca
 from ._rng import isolated_rng
 from ._validation import check_sigma, resolve_network
@@ -31,6 +32,17 @@ NUMBERS_FOR_START = 2**23
 
 # But never fewer rows than this for each component.
 ROWS_PER_COMPONENT = 8
+
+# Codes of this size are never far: the prior's bulk.
+BULK_OF_PRIOR = 4.0
+
+# Rows of this size are far from those of the first fit, whose size, in internal units,
+# is one.
+FAR = 30.0
+FIRST_CHUNK = (
+    "Start anew with a first chunk that is like all data: shuffled, of at least a few "
+    "hundred rows, and not constant or quiet."
+)
 
 # The parameters that training which continues from an earlier fit cannot change.
 STRUCTURE = (
@@ -162,6 +174,12 @@ class Start:
         The loss.
     seed, split_seed : int
         Seeds of the training and of the choice of held-out rows.
+    tails : LinearTails or None
+        What is to carry the trained model on, as far as it is known.
+    origin : str
+        What the start is, in words.
+    is_far : bool
+        Whether the rows are far larger than those that fixed the units.
     """
 
     params: object
@@ -170,6 +188,15 @@ class Start:
     criterion: NegativeBound
     seed: int
     split_seed: int
+    tails: LinearTails | None = None
+    origin: str = "the weights that it began with"
+    is_far: bool = False
+
+    @property
+    def can_gain(self):
+        """bool : Whether there is anything that the linear optimum has not."""
+        paths = self.vae.encoder, self.vae.decoder
+        return any(getattr(path, "network", path) is not None for path in paths)
 
     def select(self, plan, device):
         """Rows to train on, and rows to hold out or None."""
@@ -208,10 +235,17 @@ def prepare(params, data, seeds, previous=None):
     if learns_sigma:
         resolve_power(params.noise, "sigma='mle' cannot be found; set it to a number")
     seed, split_seed = seeds
-    if previous is None:
-        vae, scale = _start(params, data, noise, learns_sigma, seed)
-    else:
+    known = {}
+    if previous is not None:
         vae, scale = _continue(params, previous, noise, learns_sigma)
+        tails, vae.tails = _widened(vae.tails, vae.units, data.X), None
+        known["is_far"] = _is_far(vae.units, data.X)
+    else:
+        vae, scale = _start(params, data, noise, learns_sigma, seed)
+        tails = None
+        if params.init == "pca" and noise.has_scale:
+            tails = linear_tails(vae)
+            known["origin"] = "the linear model, PCA at this sigma"
     criterion = NegativeBound(
         noise,
         params.beta,
@@ -219,7 +253,60 @@ def prepare(params, data, seeds, previous=None):
         vae.units.log_volume,
         min_scale=MIN_LEARNED_SCALE if learns_sigma else None,
     )
-    return Start(params, data, vae, criterion, seed, split_seed)
+    return Start(params, data, vae, criterion, seed, split_seed, tails, **known)
+
+
+def linear_tails(vae):
+    """Tails of a model that is its linear path, to be fitted once it is trained.
+
+    None if it has nothing else.
+    """
+    if vae.encoder.network is None and vae.decoder.network is None:
+        return None
+    low, high = _edges(vae.units.low, vae.units.high)
+    limit = torch.full((vae.n_components,), BULK_OF_PRIOR, dtype=torch.float32)
+    tails = LinearTails(None, None, low, high, limit)
+    encoder, decoder = (
+        path.linear.weight.detach().clone() for path in (vae.encoder, vae.decoder)
+    )
+    tails.set_weights(encoder, decoder)
+    return tails
+
+
+def _is_far(units, X):
+    """Whether rows are far larger, in internal units, than those that fixed these."""
+    squares = sum(
+        float(units.to_internal(X[block]).double().square().sum())
+        for block in blocks(X)
+    )
+    if not squares > FAR**2 * X.size:
+        return False
+    warnings.warn(
+        "These rows are far larger, or farther from their mean, than those of the "
+        f"first chunk or fit, which fixed the units of the networks. {FIRST_CHUNK}",
+        stacklevel=2,
+    )
+    return True
+
+
+def _edges(low, high):
+    """A range, a little wider, so that no rounding puts what is in it beyond it."""
+    margin = 1e-3 * (high - low)
+    return (
+        torch.as_tensor(edge, dtype=torch.float32)
+        for edge in (low - margin, high + margin)
+    )
+
+
+def _widened(tails, units, X):
+    """Tails with a range that takes in other rows."""
+    if tails is None:
+        return None
+    extremes = np.stack([X.min(axis=0), X.max(axis=0)]).astype(np.float64)
+    low, high = _edges(*((extremes - units.offset) / units.scale))
+    tails.low = torch.minimum(tails.low, low.to(tails.low.device))
+    tails.high = torch.maximum(tails.high, high.to(tails.high.device))
+    return tails
 
 
 def _start(params, data, noise, learns_sigma, seed):

@@ -1,27 +1,21 @@
 """From an estimator's parameters and an array to a trained net."""
 
-import warnings
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from sklearn.exceptions import ConvergenceWarning
 
-from ._batches import EvaluationBatches, Selection, SelectionStack
-from ._bound import NegativeBoundStack, kl_divergence
+from ._batches import Selection, SelectionStack
+from ._bound import NegativeBoundStack
 from ._checkpoint import checkpoint_of
-from ._device import explain_out_of_memory, matmul_precision
-from ._net import BoundNet, DivergenceError, KeepBest, ProgressBar, divergence_error
+from ._device import explain_out_of_memory
+from ._net import BoundNet, DivergenceError, KeepBest, ProgressBar
+from ._outcome import conclude, some_of
 from ._stack import StackNet, VAEStack
-from ._start import MIN_LEARNED_SCALE, draw_seeds, prepare, structure
+from ._start import FIRST_CHUNK, draw_seeds, prepare, structure
+from ._threads import limited_threads
 from ._validation import check_callbacks, resolve_device, resolve_optimizer
-
-# Components with less KL than this, in nats, count as unused.
-ACTIVE_KL = 0.01
-
-# Rows, about, over which KL and errors of reconstruction are averaged after a fit.
-ROWS_TO_EXAMINE = 1000
 
 
 @dataclass(frozen=True)
@@ -36,11 +30,14 @@ class Plan:
         Schedule of the learning rate.
     early_stopping : bool
         Whether to keep the best held-out weights.
+    reports : bool
+        Whether to report what a user should know of the result.
     """
 
     epochs: int
     schedule: str
     early_stopping: bool
+    reports: bool = True
 
     @classmethod
     def of_fit(cls, params):
@@ -50,7 +47,7 @@ class Plan:
 
 
 # One epoch on all rows: what ``partial_fit`` does.
-ONE_EPOCH = Plan(1, "constant", early_stopping=False)
+ONE_EPOCH = Plan(1, "constant", early_stopping=False, reports=False)
 
 
 def train_net(params, data, random_state, plan, previous=None):
@@ -69,8 +66,7 @@ def train_net(params, data, random_state, plan, previous=None):
     -------
     net : BoundNet
         Trained, with the learned scale of the noise, if any, in ``criterion_.scale``
-        the number of components in use in ``n_active_components_`` and the error of
-        reconstructions in ``reconstruction_error_``.
+        and what :func:`~sklearn_sigmavae._outcome.conclude` finds.
     """
     callbacks = _callbacks(params)
     with checkpoint_of(params, plan, data, random_state, previous) as checkpoint:
@@ -83,18 +79,23 @@ def train_prepared(start, plan, callbacks=(), previous=None, checkpoint=None):
     """Train a model; see :func:`train_net`."""
     params, vae, criterion = start.params, start.vae, start.criterion
     device = resolve_device(params.device)
-    with explain_out_of_memory(device, params.batch_size):
+    with (
+        explain_out_of_memory(device, params.batch_size),
+        _explain_divergence(start),
+        _threads_of_steps([start], device),
+    ):
         callbacks = [*callbacks] if checkpoint is None else [*callbacks, checkpoint]
         net = make_net(params, vae, criterion, start.seed, plan, callbacks, device)
         if previous is not None:
             net.resume(previous)
         selection, held_out = start.select(plan, device)
+        net.examine_start(some_of(selection) if held_out is None else held_out)
         if plan.epochs:
             net.train(selection, held_out, checkpoint)
         rows = start.data.rows(vae.units, device)
         if criterion.learns_scale:
             net.learn_scale(Selection(rows))
-        _conclude(net, rows, held_out)
+        conclude(net, start, plan, rows, held_out)
     return net
 
 
@@ -139,7 +140,10 @@ def train_stack(starts, plan, callbacks=()):
     def stacked(distinct):
         return SelectionStack(distinct, members)
 
-    with explain_out_of_memory(device, params.batch_size):
+    with (
+        explain_out_of_memory(device, params.batch_size),
+        _threads_of_steps(starts, device),
+    ):
         net = make_net(
             params, stack, criterion, seeds, plan, list(callbacks), device, StackNet
         )
@@ -147,6 +151,10 @@ def train_stack(starts, plan, callbacks=()):
         held_out = None
         if selections[0][1] is not None:
             held_out = stacked([selections[i][1] for i in firsts])
+        shown = held_out
+        if held_out is None:
+            shown = stacked([some_of(selections[i][0]) for i in firsts])
+        net.examine_start(shown)
         if plan.epochs:
             try:
                 net.train(selection, held_out)
@@ -162,6 +170,28 @@ def train_stack(starts, plan, callbacks=()):
         ]
 
 
+@contextmanager
+def _explain_divergence(start):
+    """Context in which divergence that the units cause is said to come from them."""
+    try:
+        yield
+    except DivergenceError as error:
+        if not start.is_far:
+            raise
+        raise DivergenceError(
+            "Training diverged since its rows are far larger than those of the first "
+            f"chunk or fit, which fixed the units of the networks. {FIRST_CHUNK}"
+        ) from error
+
+
+def _threads_of_steps(starts, device):
+    """Context with the threads that training steps of these models deserve."""
+    n_rows = min(starts[0].params.batch_size, len(starts[0].data.X))
+    n_operations = sum(start.vae.n_operations for start in starts)
+    # The gradients take twice what the forward pass takes.
+    return limited_threads(3 * n_operations * n_rows, device)
+
+
 def _member(net, i, start, plan, rows, held_out, device):
     """Net of a member of a trained stack, or why it failed."""
     if start.criterion.learns_scale:
@@ -171,7 +201,10 @@ def _member(net, i, start, plan, rows, held_out, device):
     )
     try:
         member.history_ = net.member_history(i)
-        _conclude(member, rows, held_out)
+        for name in ("start_loss_", "best_epoch_", "is_rising_"):
+            value = np.broadcast_to(getattr(net, name), net.module_.n_members)
+            setattr(member, name, value[i].item())
+        conclude(member, start, plan, rows, held_out)
     except ValueError as error:
         return error
     return member
@@ -215,20 +248,6 @@ def make_net(params, vae, criterion, seed, plan, callbacks, device, net_class=Bo
     ).initialize()
 
 
-def _conclude(net, rows, held_out):
-    vae, noise = net.module_.eval(), net.criterion_.noise
-    if net.criterion_.learns_scale:
-        _warn_of_least_scale(net.criterion_.scale)
-    some = _some_of(Selection(rows))
-    with matmul_precision(net.device):
-        # No epoch has seen what its last step did.
-        if net.max_epochs and not np.isfinite(net.validation_loss(some)):
-            raise divergence_error(len(net.history), net.lr)
-        net.n_active_components_ = _count_active(vae, some)
-        shown = some if held_out is None else _some_of(held_out)
-        net.reconstruction_error_ = _reconstruction_error(vae, noise, shown)
-
-
 def _callbacks(params):
     # skorch initialises callbacks in place, so each fit has its own.
     callbacks = [_copied(callback) for callback in params.callbacks or []]
@@ -244,49 +263,6 @@ def _copied(callback):
     # Loggers hold open files and locks, which copies share.
     except TypeError:
         return copy(callback)
-
-
-def _warn_of_least_scale(scale):
-    if scale < 1.01 * MIN_LEARNED_SCALE:
-        warnings.warn(
-            f"sigma='mle' reached its lower limit, {MIN_LEARNED_SCALE:g} of the data's "
-            "scale: the likelihood grows without bound as sigma falls. Look for "
-            "constant or duplicated columns, lower n_components, or give sigma a "
-            "number.",
-            ConvergenceWarning,
-            stacklevel=2,
-        )
-
-
-def _some_of(selection):
-    """About a thousand evenly chosen rows of a selection."""
-    step = max(1, len(selection) // ROWS_TO_EXAMINE)
-    return Selection(selection.rows, selection.index[::step])
-
-
-def _reconstruction_error(vae, noise, selection):
-    """Root mean squared error of reconstructions from draws, in the data's units."""
-    unit = vae.units.mean_scale
-    squares = []
-    with torch.no_grad():
-        for x, eps in EvaluationBatches(selection, vae, 2):
-            mean, log_var = vae.encode(x)
-            location = vae.decode(mean + torch.exp(0.5 * log_var) * eps)
-            error = noise.mean(location.cpu().numpy()) - x.cpu().numpy()
-            squares.append(np.square(error * (vae.units.scale / unit)).mean(axis=2))
-    return float(unit * np.sqrt(np.concatenate(squares, axis=1).mean()))
-
-
-def _count_active(vae, selection):
-    with torch.no_grad():
-        batches = (x for x, _ in EvaluationBatches(selection, vae, 2))
-        kl = torch.cat([kl_divergence(*vae.encode(x)) for x in batches]).mean(dim=0)
-    if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
-        raise DivergenceError(
-            "Training diverged: the weights are no longer finite. Lower learning_rate, "
-            "or raise sigma or batch_size."
-        )
-    return int((kl > ACTIVE_KL).sum())
 
 
 def sigma_in_use(net, sigma):
