@@ -113,11 +113,12 @@ for name, (detector, grid) in detectors.items():
 # Who wins
 # --------
 #
-# The mixture does, on every measure: digits come in classes, and a few dozen Gaussians
-# are a good description of nine of them. :class:`~sklearn.neighbors.LocalOutlierFactor`
-# is second, and has one number to choose. :class:`~sklearn_sigmavae.SigmaVAE` is third.
-# What its networks add shows beside PCA, the linear model. To the left is a hard digit:
-# a one is a stroke, which other digits have too.
+# The mixture does, by mean and by lowest AUC: digits come in classes, and a few dozen
+# Gaussians are a good description of nine of them.
+# :class:`~sklearn.neighbors.LocalOutlierFactor` is second, and has one number to
+# choose. :class:`~sklearn_sigmavae.SigmaVAE` is third. What its networks add shows
+# beside PCA, the linear model. To the left is a hard digit: a one is a stroke, which
+# other digits have too.
 
 lines = cycler(
     color=["#0072B2", "#009E73", "#D55E00", "#CC79A7", "#767676"],

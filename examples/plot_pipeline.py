@@ -165,7 +165,9 @@ for sigma, mean, std in zip(
 
 # %%
 # The refitted pipeline classifies held-out images; beside it are the same classifier on
-# all pixels, and on codes of PCA, as many as a search in the same folds chose.
+# all pixels, and on codes of PCA, as many as a search in the same folds chose. With all
+# labels there is nothing to gain here: pixels, and three times as many codes of PCA,
+# are a little ahead.
 
 on_pixels = LogisticRegression(max_iter=3000).fit(X_train, y_train)
 on_pca = GridSearchCV(
