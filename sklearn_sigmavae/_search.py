@@ -507,10 +507,11 @@ def _check_candidates(base, candidates, X):
         estimator._validate_params()
         shape = repr(estimator.image_shape), estimator.channels_first
         if shape not in checked:
-            checked[shape] = estimator._check_training_data(X).layout
-        layout = checked[shape]
+            data = estimator._check_training_data(X)
+            checked[shape] = data.layout, data.feature_names
+        layout, names = checked[shape]
         if not isinstance(estimator.sigma, str):
-            check_sigma(estimator.sigma, layout)
+            check_sigma(estimator.sigma, layout, names)
         layouts.append(layout)
     return layouts
 

@@ -91,7 +91,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         (``n_active_components_`` counts the others).
     sigma : float, array-like of shape (n_features,) or "mle", default=1.0
         Scale of the noise in the units of `X`, one for all features or one for each
-        (an array of the shape of a sample will do too).
+        (an array of the shape of a sample will do too). A Series, or a DataFrame of
+        one row, is matched to the columns of `X` by name; by position if `X` has no
+        names.
         Smaller values keep more detail and use more components. "mle" learns the
         maximum-likelihood scale of the residuals [5]_.
     beta : float, default=1.0
@@ -185,7 +187,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     Attributes
     ----------
     sigma_ : float or ndarray of the shape of `sigma`
-        Scale of the noise in use, in the units of `X`; None for Bernoulli noise.
+        Scale of the noise in use, in the units of `X` and the order of its columns;
+        None for Bernoulli noise.
     noise_ : NoiseModel
         The noise model in use.
     module_ : torch.nn.Module
@@ -596,7 +599,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         noise_scale : float, array-like (shapes below) or "estimate", default=None
             Scale of the noise that `X` carries, in its units: one number; one for each
             feature, of shape (n_features,); for each row, (n_samples, 1); or for each
-            entry, (n_samples, n_features). Shapes of samples will do for features.
+            entry, (n_samples, n_features). Shapes of samples will do for features. A
+            Series, and the columns of a DataFrame, are matched to those of `X` by name,
+            rows by position.
             "estimate" finds one number, at which the bound is greatest. None stands for
             ``sigma_``, which only counts where the posterior is refined.
         noise : {"gaussian", "laplace"} or NoiseModel, default=None
@@ -673,7 +678,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         noise_scale : float, array-like (shapes below) or "estimate", default="estimate"
             Scale of the noise, in the units of `X`: one number; one for each feature,
             of shape (n_features,); for each row, (n_samples, 1); or for each entry,
-            (n_samples, n_features); as for :meth:`posterior`.
+            (n_samples, n_features); labels as for :meth:`posterior`.
         noise : {"gaussian", "laplace"} or NoiseModel, default=None
             Distribution of the noise; None for that of the model.
         max_iter : int, default=40
@@ -1114,6 +1119,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self.module_.n_components
 
     @property
+    def _feature_names(self):
+        return getattr(self, "feature_names_in_", None)
+
+    @property
     def _internal_scale(self):
         if self.sigma_ is None:
             return None
@@ -1145,7 +1154,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             X = layout.to_rows(X)
         if X_val is not None:
             X_val = check_rows(self, X_val, layout, name="X_val")
-        return TrainingData(X, X_val, layout)
+        return TrainingData(X, X_val, layout, self._feature_names)
 
     @contextmanager
     def _unchanged_on_failure(self):
@@ -1191,7 +1200,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             noise = self._observation_noise(noise)
             if isinstance(noise_scale, str) and noise_scale == "estimate":
                 noise_scale = estimate_scale(vae, noise, rows)
-            scale = check_noise_scale(noise_scale, layout, len(rows))
+            names = self._feature_names
+            scale = check_noise_scale(noise_scale, layout, len(rows), names)
             check_scale_in_range("noise_scale", scale / vae.units.scale)
 
         def observe(block):
@@ -1243,7 +1253,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        self._set_model(net, sigma_in_use(net, self.sigma), len(net.history))
+        sigma = sigma_in_use(net, self.sigma, self._feature_names)
+        self._set_model(net, sigma, len(net.history))
 
     def _set_model(self, model, sigma, n_iter):
         """Make a model, and the scale of its noise, that of this estimator."""

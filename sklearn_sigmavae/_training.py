@@ -15,7 +15,12 @@ from ._device import explain_out_of_memory, matmul_precision
 from ._net import BoundNet, DivergenceError, KeepBest, ProgressBar, divergence_error
 from ._stack import StackNet, VAEStack
 from ._start import MIN_LEARNED_SCALE, draw_seeds, prepare, structure
-from ._validation import check_callbacks, resolve_device, resolve_optimizer
+from ._validation import (
+    check_callbacks,
+    resolve_device,
+    resolve_optimizer,
+    sigma_in_feature_order,
+)
 
 # Components with less KL than this, in nats, count as unused.
 ACTIVE_KL = 0.01
@@ -289,7 +294,7 @@ def _count_active(vae, selection):
     return int((kl > ACTIVE_KL).sum())
 
 
-def sigma_in_use(net, sigma):
+def sigma_in_use(net, sigma, feature_names=None):
     """Scale of the noise of a trained net, in the units of the data.
 
     Parameters
@@ -298,6 +303,8 @@ def sigma_in_use(net, sigma):
         The net.
     sigma : float, array-like or "mle"
         What it was asked to have.
+    feature_names : ndarray of shape (n_features,) or None
+        Names of the features, if the data has some.
 
     Returns
     -------
@@ -310,5 +317,5 @@ def sigma_in_use(net, sigma):
     if not net.noise.has_scale:
         return None
     # A copy: changing the parameter must not change the fitted model.
-    copied = np.array(sigma, dtype=np.float64)
+    copied = sigma_in_feature_order(sigma, feature_names)
     return copied if copied.ndim else float(copied)
