@@ -44,17 +44,43 @@ def check_rows(estimator, X, layout, name="X", **kwargs):
     n_dims = count_dims(X)
     if n_dims > 2 or (n_dims == 2 and len(layout.sample_shape) > 1):
         check_sample_shape(name, np.shape(X)[1:], layout.sample_shape)
-    return layout.to_rows(check_samples(estimator, X, reset=False, **kwargs))
+    return layout.to_rows(check_samples(estimator, X, name, reset=False, **kwargs))
 
 
-def check_samples(estimator, X, **kwargs):
+def check_samples(estimator, X, name="X", **kwargs):
     """Data as an array of a type that is trained on; see :func:`check_rows`."""
     X = as_samples(X)
     if count_dims(X) > 2:
         # scikit-learn would take the height of an image for its features.
         kwargs |= {"allow_nd": True, "ensure_2d": False}
     dtype = [np.float64, np.float32, np.uint8, np.uint16]
-    return validate_data(estimator, X, dtype=dtype, order="C", **kwargs)
+    try:
+        return validate_data(estimator, X, dtype=dtype, order="C", **kwargs)
+    except ValueError as error:
+        text = str(error)
+        # scikit-learn recommends classifiers that take NaN, and calls all data X.
+        if "contains NaN" in text:
+            raise missing_entries_error(name, _FOR_TRAINING) from None
+        if text.startswith("Input X contains"):
+            raise ValueError(text.replace("X", name, 1)) from None
+        raise
+
+
+_FOR_TRAINING = (
+    "SigmaVAE is fitted to complete rows. Fill the gaps before, with SimpleImputer, "
+    "KNNImputer or IterativeImputer of sklearn.impute, or leave such rows out. Once "
+    "fitted, denoise and posterior take NaN as missing."
+)
+
+_FOR_INFERENCE = (
+    "The encoder reads complete rows. denoise fills the gaps, and posterior returns "
+    "codes of incomplete rows: these two methods take NaN as missing."
+)
+
+
+def missing_entries_error(name="X", way_out=_FOR_INFERENCE):
+    """The error for data with NaN where that is not taken."""
+    return ValueError(f"Input {name} contains NaN. {way_out}")
 
 
 def as_samples(X):
