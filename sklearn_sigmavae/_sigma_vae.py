@@ -678,7 +678,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         noise_scale : float, array-like (shapes below) or "estimate", default="estimate"
             Scale of the noise, in the units of `X`: one number; one for each feature,
             of shape (n_features,); for each row, (n_samples, 1); or for each entry,
-            (n_samples, n_features); labels as for :meth:`posterior`.
+            (n_samples, n_features); labels as for :meth:`posterior`. None stands for
+            ``sigma_``. Bernoulli noise has no scale: "estimate" fills gaps as None
+            does, and raises if there are none.
         noise : {"gaussian", "laplace"} or NoiseModel, default=None
             Distribution of the noise; None for that of the model.
         max_iter : int, default=40
@@ -1178,27 +1180,38 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return X
 
     def _observation_noise(self, noise):
-        noise = self.noise_ if noise is None else resolve_noise(noise)
-        if not (noise.has_scale and self.noise_.has_scale):
+        if not self.noise_.has_scale:
             raise ValueError(
-                "Noise of a scale needs noise models that have one, such as "
-                f"'gaussian', in the model and in the data. Got {self.noise_!r} and "
-                f"{noise!r}."
+                f"The noise of this model, {self.noise_!r}, has no scale, so that "
+                "neither 'noise_scale' nor 'noise' can be given, or estimated. With "
+                "noise_scale=None denoise and posterior fill and read rows whose known "
+                "entries are clean."
+            )
+        noise = self.noise_ if noise is None else resolve_noise(noise)
+        if not noise.has_scale:
+            raise ValueError(
+                f"The 'noise' parameter must be a noise model with a scale, such as "
+                f"'gaussian'. Got {noise!r} instead."
             )
         return noise
 
     def _refine(self, function, rows, noise_scale, noise, max_iter, tol):
         """Call a function of the module and of observations of rows."""
         vae, layout = self.module_, self.module_.layout
+        estimates = isinstance(noise_scale, str) and noise_scale == "estimate"
         if noise_scale is None and noise is not None:
             raise ValueError("'noise' needs 'noise_scale', the scale of that noise.")
+        has_scale = self.noise_.has_scale or noise is not None
+        if estimates and not has_scale and np.isnan(rows).any():
+            # To fill gaps takes none.
+            noise_scale = None
         if noise_scale is None:
             noise, scale = self.noise_, self.sigma_
             # One for each feature may have the shape of a sample.
             scale = None if scale is None else np.ravel(scale)[np.newaxis]
         else:
             noise = self._observation_noise(noise)
-            if isinstance(noise_scale, str) and noise_scale == "estimate":
+            if estimates:
                 noise_scale = estimate_scale(vae, noise, rows)
             names = self._feature_names
             scale = check_noise_scale(noise_scale, layout, len(rows), names)
