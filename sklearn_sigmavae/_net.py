@@ -189,7 +189,7 @@ class BoundNet(NeuralNet):
             and all(group.get("capturable") for group in self.optimizer_.param_groups)
         )
 
-    def _renew_capture(self, n_rows):
+    def _renew_capture(self, batch_size):
         """Let captured steps see what callbacks changed: anew, where they cannot."""
         settings = [(p.requires_grad, p.data_ptr()) for p in self.parameters_]
         settings.append(self.criterion_.settings)
@@ -207,8 +207,8 @@ class BoundNet(NeuralNet):
         state = self.optimizer_.state
         if settings != self.captured_settings_ or state is not self.captured_state_:
             self.captured_settings_, self.captured_state_ = settings, state
-            size = min(self.batch_size, n_rows)
-            self.step_ = CapturedStep(self._take_step, size, _device.CudaGraph())
+            graph = _device.CudaGraph()
+            self.step_ = CapturedStep(self._take_step, batch_size, graph)
 
     def notify(self, method_name, **kwargs):
         """Call a method of this net and of each callback."""
@@ -249,7 +249,7 @@ class BoundNet(NeuralNet):
         if training:
             self.criterion_.begin_epoch(iterator.dataset.device)
             if self.captures_:
-                self._renew_capture(len(iterator.dataset))
+                self._renew_capture(iterator.sizes[0])
         if self.watches_batches_:
             step_fn = self._for_callbacks(step_fn)
             super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)

@@ -142,7 +142,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ``max_iter``. "constant" stays there and, with ``early_stopping``, may stop.
         ``warm_start`` and ``partial_fit`` always run at a constant rate.
     batch_size : int, default=128
-        Rows in a training batch.
+        Rows in a training batch; a single row that is left over joins the batch before.
     max_iter : int, default=100
         Number of epochs. ``0`` keeps the start.
     early_stopping : bool, default=True
