@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import torch
+from skorch.dataset import Dataset as SkorchDataset
 from torch.utils.data import Dataset
 
 from ._device import fits
@@ -144,7 +145,7 @@ def _is_mapped(X):
     return False
 
 
-class Selection(Dataset):
+class Selection(SkorchDataset):
     """Some of the rows, as a dataset for skorch.
 
     Parameters
@@ -169,7 +170,7 @@ class Selection(Dataset):
 
     @property
     def X(self):  # noqa: N802, the name that skorch looks for
-        """torch.Tensor : All of them, for callbacks of skorch that ask."""
+        """torch.Tensor : All of them, for scoring callbacks that do not cache."""
         return self.rows[self.index]
 
     # A row is its own target.

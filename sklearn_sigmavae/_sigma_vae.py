@@ -160,7 +160,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Those that shape the model cannot change in between.
     callbacks : list or None, default=None
         Callbacks of skorch, copied for each fit: what they record is in ``history_``.
-        Those that see batches cost speed, skorch's own ``LRScheduler`` among them.
+        Those that see batches cost speed, skorch's own ``LRScheduler`` among them. To
+        those that score, such as ``EpochScoring("neg_mean_squared_error")``, rows are
+        X and y, and their reconstructions the predictions, in centred and scaled units.
     checkpoint_dir : str, path-like or None, default=None
         Folder for checkpoints. A :meth:`fit` that was killed, or interrupted, and is
         started again with the same parameters and data goes on from there, and ends
