@@ -675,8 +675,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Noisy rows. NaN stands for a missing entry: to fill these alone, take
-            ``np.where(np.isnan(X), vae.denoise(X), X)``.
+            Noisy rows. NaN, or null, stands for a missing entry: to fill these alone,
+            take ``np.where(np.isnan(X), vae.denoise(X), X)``, or of a DataFrame
+            ``X.combine_first(pd.DataFrame(vae.denoise(X), X.index, X.columns))``.
         noise_scale : float, array-like (shapes below) or "estimate", default="estimate"
             Scale of the noise, in the units of `X`: one number; one for each feature,
             of shape (n_features,); for each row, (n_samples, 1); or for each entry,
@@ -693,7 +694,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Returns
         -------
         X : ndarray, same shape as `X`
-            In its units, and of its dtype or float32 for integers.
+            In its units, and of its dtype or float32 for integers; an array also of a
+            DataFrame, and whatever ``set_output`` asks for, as of
+            :meth:`inverse_transform`.
 
         Raises
         ------

@@ -98,6 +98,9 @@ def as_samples(X):
             raise ValueError(
                 f"X must hold samples of one shape. Got {_shapes_in(X)}. {_STACK}"
             ) from error
+    if hasattr(X, "iloc") and any(dtype.kind == "O" for dtype in np.ravel(X.dtypes)):
+        # numpy makes no number of pandas' NA, which such columns may hold.
+        return X.mask(X.isna(), np.nan)
     if count_dims(X) == 1 and str(getattr(X, "dtype", None)) == "object":
         shapes = _shapes_in(X)
         if shapes not in ("", "()"):
