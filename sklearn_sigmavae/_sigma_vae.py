@@ -48,6 +48,7 @@ from ._validation import (
     check_samples,
     resolve_device,
     resolve_layout,
+    warn_if_far,
 )
 from .networks import ACTIVATIONS
 from .noise import ALIASES, NoiseModel, resolve_noise
@@ -394,7 +395,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             Present for API consistency.
         X_val : array-like, of samples of the same shape, default=None
             Held-out rows to use instead of a random split, for grouped or ordered data.
-            With ``early_stopping=False`` their loss is recorded, and no more.
+            With ``early_stopping=False`` their loss is recorded, and no more. A
+            pipeline transforms them only if asked to, by
+            ``Pipeline(..., transform_input=["X_val"])`` with metadata routing enabled
+            and ``set_fit_request(X_val=True)``.
 
         Returns
         -------
@@ -419,6 +423,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -----
         UserWarning
             If `sigma` hides all of the data at the start; it names one that would not.
+            If `X_val` lies far outside of `X`, as it does in other units.
         ConvergenceWarning
             If ``sigma="mle"`` meets a likelihood that grows without bound.
 
@@ -1161,6 +1166,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             X = layout.to_rows(X)
         if X_val is not None:
             X_val = check_rows(self, X_val, layout, name="X_val")
+            warn_if_far(X, X_val)
         return TrainingData(X, X_val, layout, self._feature_names)
 
     @contextmanager

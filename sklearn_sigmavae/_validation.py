@@ -1,6 +1,7 @@
 """What arrays, scales, recipes, optimizers and devices must look like."""
 
 import math
+import warnings
 from collections import Counter
 from contextlib import suppress
 from numbers import Integral
@@ -180,6 +181,55 @@ def _check_image_shape(image_shape):
             f"and the channels, integers >= 1. Got {image_shape!r} instead."
         )
     return tuple(map(int, shape))
+
+
+# Held-out rows count as far away if three quarters of them are this many times as far
+# from the mean of the training rows as any of these. Ordinary rows are not, however
+# heavy the tails of the data. Fewer rows, of either, say nothing.
+_FAR = 5
+_FEWEST_ROWS = 10
+_FEWEST_HELD_OUT = 3
+
+# Of more numbers about so many are looked at, in rows evenly chosen.
+_NUMBERS_LOOKED_AT = 2**21
+
+
+def warn_if_far(X, X_val):
+    """Warn if held-out rows seem to be in other units than training rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Training rows, finite.
+    X_val : ndarray of shape (n_val_samples, n_features)
+        Held-out rows, finite.
+    """
+    if len(X) < _FEWEST_ROWS or len(X_val) < _FEWEST_HELD_OUT:
+        return
+    X, X_val = (
+        # A hundred rows at least.
+        rows[:: max(1, min(rows.size // _NUMBERS_LOOKED_AT, len(rows) // 100))]
+        for rows in (X, X_val)
+    )
+    # Squares of the largest numbers leave float64; then there is no answer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = X.mean(axis=0, dtype=np.float64)
+        farthest = np.linalg.norm(X - mean, axis=1).max()
+        distances = np.linalg.norm(X_val - mean, axis=1)
+        near = np.quantile(distances, 0.25, method="lower")
+        is_far = farthest > 0 and _FAR * farthest < near < np.inf
+    if is_far:
+        warnings.warn(
+            f"X_val lies far outside of X: most of its rows are more than {_FAR} times "
+            "as far from the mean of X as any row of X. Is it in other units? A "
+            "pipeline hands X_val past the steps before SigmaVAE, a scaler say, unless "
+            "it is asked to transform it: with "
+            "sklearn.set_config(enable_metadata_routing=True), "
+            "SigmaVAE().set_fit_request(X_val=True) and "
+            "Pipeline(..., transform_input=['X_val']).",
+            # Past _check_training_data, fit and scikit-learn's wrapper of it.
+            stacklevel=5,
+        )
 
 
 def check_sample_shape(name, shape, expected):
