@@ -21,6 +21,8 @@ import warnings
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
@@ -162,6 +164,23 @@ plt.show()
 # IterativeImputer while gaps are few and ahead of it with more. So try the start first,
 # and all of them on gaps like yours.
 #
+# Tables with names
+# -----------------
+#
+# ``denoise`` returns an array. To fill a DataFrame keep what it knows, its index and
+# its columns:
+
+names = load_breast_cancer().feature_names
+frame = pd.DataFrame(table_train, columns=names)
+named = clone(table_models["SigmaVAE"]).fit(frame)
+
+incomplete = frame[:6].mask(np.random.default_rng(0).random((6, 30)) < 0.3)
+filled = incomplete.combine_first(
+    pd.DataFrame(named.denoise(incomplete), incomplete.index, incomplete.columns)
+)
+print(pd.concat({"incomplete": incomplete, "filled": filled}, axis=1).iloc[:, [0, 30]])
+
+# %%
 # The lower half
 # --------------
 #

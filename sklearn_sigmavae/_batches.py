@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import torch
+from skorch.dataset import Dataset as SkorchDataset
 from torch.utils.data import Dataset
 
 from ._device import fits
@@ -144,7 +145,7 @@ def _is_mapped(X):
     return False
 
 
-class Selection(Dataset):
+class Selection(SkorchDataset):
     """Some of the rows, as a dataset for skorch.
 
     Parameters
@@ -169,7 +170,7 @@ class Selection(Dataset):
 
     @property
     def X(self):  # noqa: N802, the name that skorch looks for
-        """torch.Tensor : All of them, for callbacks of skorch that ask."""
+        """torch.Tensor : All of them, for scoring callbacks that do not cache."""
         return self.rows[self.index]
 
     # A row is its own target.
@@ -261,6 +262,11 @@ class BatchStacks:
     def __len__(self):
         return len(self.batches[0])
 
+    @property
+    def sizes(self):
+        """list of int : Number of rows in each training batch."""
+        return self.batches[0].sizes
+
     def __iter__(self):
         for group in zip(*self.batches, strict=True):
             if len(group) == 1:
@@ -288,11 +294,16 @@ class TrainingBatches:
     selection : Selection
         Rows to draw from.
     batch_size : int
-        Rows in a batch; the last one may have fewer.
+        Rows in a batch; the last one may have fewer, or one more.
     n_components : int
         Dimension of the draws.
     generator : torch.Generator
         Source of the order and of the draws, on the device of the rows.
+
+    Attributes
+    ----------
+    sizes : list of int
+        Number of rows in each batch.
     """
 
     def __init__(self, selection, batch_size, n_components, generator):
@@ -300,23 +311,31 @@ class TrainingBatches:
         self.batch_size = batch_size
         self.n_components = n_components
         self.generator = generator
+        n_full, rest = divmod(len(selection), batch_size)
+        self.sizes = [batch_size] * n_full
+        if rest == 1 and n_full:
+            # One row alone has no variance, which a batch normalisation needs, and a
+            # step of its own would give it the weight of a whole batch.
+            self.sizes[-1] += 1
+        elif rest:
+            self.sizes.append(rest)
 
     def __len__(self):
-        return math.ceil(len(self.dataset) / self.batch_size)
+        return len(self.sizes)
 
     def __iter__(self):
         rows, index = self.dataset.rows, self.dataset.index
         random = {"generator": self.generator, "device": rows.device}
         order = torch.randperm(len(index), **random)
         order = index[order.to(index.device)]
-        for gathered in order.split(self._n_gathered() * self.batch_size):
+        step, start = self._n_gathered(), 0
+        for i in range(0, len(self.sizes), step):
+            sizes = self.sizes[i : i + step]
+            gathered = order[start : start + sum(sizes)]
+            start += len(gathered)
             shape = len(gathered), self.n_components
             eps = torch.randn(shape, dtype=torch.float32, **random)
-            yield from zip(
-                rows[gathered].split(self.batch_size),
-                eps.split(self.batch_size),
-                strict=True,
-            )
+            yield from zip(rows[gathered].split(sizes), eps.split(sizes), strict=True)
 
     def _n_gathered(self):
         """How many batches to gather at once."""

@@ -10,6 +10,7 @@ from sklearn.utils import assert_all_finite
 
 from ._device import is_out_of_memory, matmul_precision
 from ._threads import limited_threads
+from ._validation import missing_entries_error
 
 # Numbers in the widest array of one block of rows: bounds the memory, and on the CPU
 # small blocks stay in cache.
@@ -68,6 +69,8 @@ def run_in_blocks(vae, function, X, n_points=1):
     def to_tensor(rows):
         x = vae.units.to_internal(rows)
         if not math.isfinite(x.sum()):
+            if x.isnan().any() and np.isnan(rows).any():
+                raise missing_entries_error()
             assert_all_finite(rows, estimator_name="SigmaVAE", input_name="X")
             if not x.isfinite().all():
                 raise ValueError(

@@ -22,7 +22,7 @@ from ._module import VAE, LinearTails, Units
 from ._persistence import Header, ModelFileError, decode, encode
 from ._rng import isolated_rng
 from ._start import check_scale_in_range
-from ._validation import resolve_device
+from ._validation import in_feature_order, resolve_device
 from ._version import __version__
 from .networks import (
     RECIPES,
@@ -164,6 +164,9 @@ def _describe_params(estimator, arrays):
         if name in _KNOWN and not isinstance(value, str):
             described[name] = _describe_object(value, name, f"params.{name}", arrays)
             continue
+        if name == "sigma":
+            # Files have no labels.
+            value = in_feature_order(value, estimator._feature_names, f"'{name}'")
         try:
             described[name] = encode(value, f"params.{name}", arrays)
         except TypeError:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback, PassthroughScoring
-from skorch.utils import TeeGenerator
+from skorch.utils import TeeGenerator, is_dataset, to_numpy, to_tensor
 
 from . import _device
+from ._batches import ResidentRows, Selection
 from ._device import CapturedStep, autocast, matmul_precision
+from ._module import Units
 from ._rng import isolated_rng
 
 # The fused variants update all parameters in one call. Adam's eps is far below any
@@ -207,7 +209,7 @@ class BoundNet(NeuralNet):
             and all(group.get("capturable") for group in self.optimizer_.param_groups)
         )
 
-    def _renew_capture(self, n_rows):
+    def _renew_capture(self, batch_size):
         """Let captured steps see what callbacks changed: anew, where they cannot."""
         settings = [(p.requires_grad, p.data_ptr()) for p in self.parameters_]
         settings.append(self.criterion_.settings)
@@ -225,8 +227,8 @@ class BoundNet(NeuralNet):
         state = self.optimizer_.state
         if settings != self.captured_settings_ or state is not self.captured_state_:
             self.captured_settings_, self.captured_state_ = settings, state
-            size = min(self.batch_size, n_rows)
-            self.step_ = CapturedStep(self._take_step, size, _device.CudaGraph())
+            graph = _device.CudaGraph()
+            self.step_ = CapturedStep(self._take_step, batch_size, graph)
 
     def notify(self, method_name, **kwargs):
         """Call a method of this net and of each callback."""
@@ -267,10 +269,10 @@ class BoundNet(NeuralNet):
         if training:
             self.criterion_.begin_epoch(iterator.dataset.device)
             if self.captures_:
-                self._renew_capture(len(iterator.dataset))
+                self._renew_capture(iterator.sizes[0])
         if self.watches_batches_:
-            step_fn = self._for_callbacks(step_fn)
-            super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+            seen = self._for_callbacks(iterator, step_fn, training)
+            super().run_single_epoch(seen[0], training, prefix, seen[1], **fit_params)
         else:
             self.record_epoch(prefix, self._mean_loss(iterator, step_fn), iterator)
         if training:
@@ -304,7 +306,7 @@ class BoundNet(NeuralNet):
             self.notify(
                 "on_grad_computed",
                 named_parameters=parameters,
-                batch=(x, eps),
+                batch=(x, x),
                 training=True,
             )
         self._step_optimizer(None)
@@ -316,21 +318,47 @@ class BoundNet(NeuralNet):
         with torch.no_grad():
             return {"loss": self.criterion_(self.module_, x, eps)}
 
-    def _for_callbacks(self, step_fn):
-        """Step that returns what skorch's callbacks expect; it takes another pass."""
+    def _for_callbacks(self, batches, step_fn, training):
+        """Batches and a step as skorch's callbacks expect them.
+
+        A row is its own target, and its reconstruction, for which the step takes
+        another pass, the prediction.
+        """
+        points = []
+
+        def pairs():
+            for x, eps in batches:
+                points[:] = [eps]
+                yield x, x
 
         def step(batch, **fit_params):
-            loss = step_fn(batch, **fit_params)["loss"]
+            # A callback that predicts leaves the net in evaluation mode.
+            self._set_training(training)
+            loss = step_fn((batch[0], *points), **fit_params)["loss"]
             # In evaluation mode: dropout would draw from the random state, and a batch
             # normalisation learn from each batch twice.
-            training = self.module_.training
             self.module_.eval()
             with torch.no_grad():
                 y_pred = self.infer(batch[0])
             self.module_.train(training)
             return {"loss": loss + self._constant, "y_pred": y_pred}
 
-        return step
+        return pairs(), step
+
+    def infer(self, x, **fit_params):
+        """Reconstructions of rows, both in internal units: what the net predicts."""
+        x = to_tensor(x, device=self.device)
+        location = self.module_.decode(self.module_.encode(x)[0])
+        mean = self.noise.mean(to_numpy(location))
+        return to_tensor(mean, device=self.device).to(x.dtype)
+
+    def get_dataset(self, X, y=None):
+        """Rows in internal units, such as callbacks predict, as a dataset."""
+        if is_dataset(X):
+            return X
+        X = np.array(to_numpy(X), dtype=np.float32)
+        units = Units.identity(X.shape[1])
+        return Selection(ResidentRows(X, units, torch.device(self.device)))
 
     def validation_loss(self, dataset):
         """Mean loss of a dataset at the present weights, in nats.

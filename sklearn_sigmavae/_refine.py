@@ -330,7 +330,7 @@ class _Climb:
         self.width = start.std.clamp_min(_LEAST_WIDTH)
         # Each row sees the points in the reflection that its own code says, so that
         # their errors are not all the same.
-        self.sign = torch.where(start.mean < 0, -1.0, 1.0)
+        self.sign = torch.where(start.mean < 0, -1.0, 1.0).to(start.mean)
         # How far the mean is from the start, in widths, and the log-variance.
         self.at = torch.stack([torch.zeros_like(start.mean), start.log_var])
         self.gradient = torch.zeros_like(self.at)
@@ -417,7 +417,8 @@ def linear_posterior(vae, observed):
     precision = precision.expand(-1, n_features)
     # Precisions of the codes: one matrix for all rows, or one for each.
     products = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)
-    of_codes = (precision @ products).unflatten(1, (k, k)) + torch.eye(k).double()
+    of_codes = (precision @ products).unflatten(1, (k, k))
+    of_codes = of_codes + torch.eye(k, dtype=torch.float64)
     pull = ((observed.y.double() - bias) * precision) @ weight
     mean = torch.linalg.solve(of_codes, pull.unsqueeze(-1)).squeeze(-1)
     log_var = -torch.log(torch.diagonal(of_codes, dim1=1, dim2=2)).expand_as(mean)

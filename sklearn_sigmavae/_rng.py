@@ -42,9 +42,17 @@ class _IsolatedRng:
 
     @contextmanager
     def alone(self, seed):
-        """Context that keeps other threads' contexts out; for short work."""
+        """Context that keeps other threads' contexts out; for short work.
+
+        Torch's default type in it is float32, since draws depend on it.
+        """
         with self.lock, self(seed):
-            yield
+            dtype = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+            try:
+                yield
+            finally:
+                torch.set_default_dtype(dtype)
 
 
 # Networks take their initial weights, and dropout its masks, from torch's global state.

@@ -16,13 +16,19 @@ from joblib.parallel import get_active_backend
 from sklearn.base import _fit_context, clone
 from sklearn.metrics._scorer import _MultimetricScorer
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
+from sklearn.model_selection._search import _search_estimator_has
 from sklearn.model_selection._validation import (
     _insert_error_scores,
     _score,
     _warn_or_raise_about_fit_failures,
 )
 from sklearn.utils import _safe_indexing, check_random_state, indexable
-from sklearn.utils.validation import _check_method_params, _num_samples
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import (
+    _check_method_params,
+    _num_samples,
+    check_is_fitted,
+)
 
 from ._device import DATA_FRACTION
 from ._outcome import gather_remarks
@@ -253,6 +259,227 @@ class BatchedGridSearchCV(GridSearchCV):
         # When all is done, so that nothing is lost where warnings are errors.
         gather_remarks(remarks, len(out))
         return self
+
+    # What the best model does that scikit-learn's searches do not pass on.
+
+    @available_if(_search_estimator_has("set_output"))
+    def set_output(self, *, transform=None):
+        """Choose the container that ``transform`` returns.
+
+        Parameters
+        ----------
+        transform : {"default", "pandas", "polars"}, default=None
+            As for ``SigmaVAE.set_output``; None changes nothing.
+
+        Returns
+        -------
+        self : BatchedGridSearchCV
+            The search. Its estimator is changed too, as the steps of a pipeline are,
+            and so are models of later fits.
+
+        Raises
+        ------
+        AttributeError
+            If ``refit=False``, so that there is no best model.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True, as_frame=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+        >>> search = BatchedGridSearchCV(vae, {"sigma": [0.3, 1]}, cv=2)
+        >>> search.set_output(transform="pandas").fit(X).transform(X).columns.tolist()
+        ['sigmavae0', 'sigmavae1']
+        """
+        self.estimator.set_output(transform=transform)
+        if hasattr(self, "best_estimator_"):
+            self.best_estimator_.set_output(transform=transform)
+        return self
+
+    @available_if(_search_estimator_has("get_feature_names_out"))
+    def get_feature_names_out(self, input_features=None):
+        """Name the columns that ``transform`` returns.
+
+        Parameters
+        ----------
+        input_features : Ignored
+            Present for API consistency.
+
+        Returns
+        -------
+        names : ndarray of shape (n_components,)
+            Those of the best model.
+
+        Raises
+        ------
+        AttributeError
+            If ``refit=False``, so that there is no best model.
+        NotFittedError
+            If the search is not fitted.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+        >>> search = BatchedGridSearchCV(vae, {"sigma": [0.3, 1]}, cv=2).fit(X)
+        >>> search.get_feature_names_out().tolist()
+        ['sigmavae0', 'sigmavae1']
+        """
+        return self._best().get_feature_names_out(input_features)
+
+    @available_if(_search_estimator_has("denoise"))
+    def denoise(self, X, **params):
+        """Clean rows from noisy or incomplete ones, by the best model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), or images
+            Noisy rows. NaN stands for a missing entry.
+        **params : dict
+            Those of :meth:`SigmaVAE.denoise`, ``noise_scale`` say.
+
+        Returns
+        -------
+        X : ndarray, same shape as `X`
+            In its units.
+
+        Raises
+        ------
+        AttributeError
+            If ``refit=False``, so that there is no best model.
+        NotFittedError
+            If the search is not fitted.
+        ValueError, TypeError
+            As :meth:`SigmaVAE.denoise`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+        >>> search = BatchedGridSearchCV(vae, {"sigma": [0.3, 1]}, cv=2).fit(X)
+        >>> search.denoise(X, noise_scale=0.5).shape
+        (150, 4)
+        """
+        return self._best().denoise(X, **params)
+
+    @available_if(_search_estimator_has("posterior"))
+    def posterior(self, X, **params):
+        """Mean and standard deviation of the posterior of the codes, by the best model.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), or images
+            Rows, clean or noisy. NaN stands for a missing entry.
+        **params : dict
+            Those of :meth:`SigmaVAE.posterior`, ``noise_scale`` say.
+
+        Returns
+        -------
+        mean, std : ndarray of shape (n_samples, n_components)
+            Means and standard deviations, in units of those of the prior.
+
+        Raises
+        ------
+        AttributeError
+            If ``refit=False``, so that there is no best model.
+        NotFittedError
+            If the search is not fitted.
+        ValueError, TypeError
+            As :meth:`SigmaVAE.posterior`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+        >>> search = BatchedGridSearchCV(vae, {"sigma": [0.3, 1]}, cv=2).fit(X)
+        >>> mean, std = search.posterior(X, noise_scale=0.5)
+        >>> std.shape
+        (150, 2)
+        """
+        return self._best().posterior(X, **params)
+
+    @available_if(_search_estimator_has("sample"))
+    def sample(self, n_samples=1, **params):
+        """Draw from the best model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            How many rows to draw.
+        **params : dict
+            Those of :meth:`SigmaVAE.sample`.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features), or images
+            Data in the shape and units of the training data.
+
+        Raises
+        ------
+        AttributeError
+            If ``refit=False``, so that there is no best model.
+        NotFittedError
+            If the search is not fitted.
+        ValueError
+            If a parameter is not valid.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+        >>> search = BatchedGridSearchCV(vae, {"sigma": [0.3, 1]}, cv=2).fit(X)
+        >>> search.sample(10, random_state=0).shape
+        (10, 4)
+        """
+        return self._best().sample(n_samples, **params)
+
+    @available_if(_search_estimator_has("save"))
+    def save(self, path):
+        """Write the best model to a file, from which :meth:`SigmaVAE.load` reads it.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file. It holds the model and nothing of the search.
+
+        Raises
+        ------
+        AttributeError
+            If ``refit=False``, so that there is no best model.
+        NotFittedError
+            If the search is not fitted.
+        OSError, ValueError, TypeError
+            As :meth:`SigmaVAE.save`.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+        >>> search = BatchedGridSearchCV(vae, {"sigma": [0.3, 1]}, cv=2).fit(X)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = os.path.join(folder, "best.safetensors")
+        ...     search.save(path)
+        ...     best = SigmaVAE.load(path, device="cpu")
+        >>> best.sigma_ == search.best_params_["sigma"]
+        True
+        """
+        self._best().save(path)
+
+    def _best(self):
+        check_is_fitted(self)
+        return self.best_estimator_
 
     def _cut(self, base, candidates, layouts, splits):
         """Chunks of fits that can run side by side."""
@@ -518,10 +745,11 @@ def _check_candidates(base, candidates, X):
         estimator._validate_params()
         shape = repr(estimator.image_shape), estimator.channels_first
         if shape not in checked:
-            checked[shape] = estimator._check_training_data(X).layout
-        layout = checked[shape]
+            data = estimator._check_training_data(X)
+            checked[shape] = data.layout, data.feature_names
+        layout, names = checked[shape]
         if not isinstance(estimator.sigma, str):
-            check_sigma(estimator.sigma, layout)
+            check_sigma(estimator.sigma, layout, names)
         layouts.append(layout)
     return layouts
 

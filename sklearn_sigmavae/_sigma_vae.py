@@ -49,6 +49,7 @@ from ._validation import (
     check_samples,
     resolve_device,
     resolve_layout,
+    warn_if_far,
 )
 from .networks import ACTIVATIONS
 from .noise import ALIASES, NoiseModel, resolve_noise
@@ -94,7 +95,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         (``n_active_components_`` counts the others).
     sigma : float, array-like of shape (n_features,) or "mle", default=1.0
         Scale of the noise in the units of `X`, one for all features or one for each
-        (an array of the shape of a sample will do too).
+        (an array of the shape of a sample will do too). A Series, or a DataFrame of
+        one row, is matched to the columns of `X` by name; by position if `X` has no
+        names.
         Smaller values keep more detail and use more components. "mle" learns the
         maximum-likelihood scale of the residuals [5]_.
     beta : float, default=1.0
@@ -143,7 +146,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ``max_iter``. "constant" stays there and, with ``early_stopping``, may stop.
         ``warm_start`` and ``partial_fit`` always run at a constant rate.
     batch_size : int, default=128
-        Rows in a training batch.
+        Rows in a training batch; a single row that is left over joins the batch before.
     max_iter : int, default=100
         Number of epochs. ``0`` keeps the start.
     early_stopping : bool, default=True
@@ -161,7 +164,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Those that shape the model cannot change in between.
     callbacks : list or None, default=None
         Callbacks of skorch, copied for each fit: what they record is in ``history_``.
-        Those that see batches cost speed, skorch's own ``LRScheduler`` among them.
+        Those that see batches cost speed, skorch's own ``LRScheduler`` among them. To
+        those that score, such as ``EpochScoring("neg_mean_squared_error")``, rows are
+        X and y, and their reconstructions the predictions, in centred and scaled units.
     checkpoint_dir : str, path-like or None, default=None
         Folder for checkpoints. A :meth:`fit` that was killed, or interrupted, and is
         started again with the same parameters and data goes on from there, and ends
@@ -188,7 +193,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     Attributes
     ----------
     sigma_ : float or ndarray of the shape of `sigma`
-        Scale of the noise in use, in the units of `X`; None for Bernoulli noise.
+        Scale of the noise in use, in the units of `X` and the order of its columns;
+        None for Bernoulli noise.
     noise_ : NoiseModel
         The noise model in use.
     module_ : torch.nn.Module
@@ -402,7 +408,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             Present for API consistency.
         X_val : array-like, of samples of the same shape, default=None
             Held-out rows to use instead of a random split, for grouped or ordered data.
-            With ``early_stopping=False`` their loss is recorded, and no more.
+            With ``early_stopping=False`` their loss is recorded, and no more. A
+            pipeline transforms them only if asked to, by
+            ``Pipeline(..., transform_input=["X_val"])`` with metadata routing enabled
+            and ``set_fit_request(X_val=True)``.
 
         Returns
         -------
@@ -430,6 +439,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             If `sigma` hides all of the data at the start; it names one that would not.
             If the residuals are ten times as large; it names one near them. If a
             column is so large that float32 does not resolve `sigma` beside it.
+            If `X_val` lies far outside of `X`, as it does in other units.
         ConvergenceWarning
             If no epoch improved on the start, if training at a constant rate ended
             while the held-out bound was rising, or if ``sigma="mle"`` meets a
@@ -619,7 +629,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         noise_scale : float, array-like (shapes below) or "estimate", default=None
             Scale of the noise that `X` carries, in its units: one number; one for each
             feature, of shape (n_features,); for each row, (n_samples, 1); or for each
-            entry, (n_samples, n_features). Shapes of samples will do for features.
+            entry, (n_samples, n_features). Shapes of samples will do for features. A
+            Series, and the columns of a DataFrame, are matched to those of `X` by name,
+            rows by position.
             "estimate" finds one number, at which the bound is greatest. None stands for
             ``sigma_``, which only counts where the posterior is refined.
         noise : {"gaussian", "laplace"} or NoiseModel, default=None
@@ -691,12 +703,15 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Noisy rows. NaN stands for a missing entry: to fill these alone, take
-            ``np.where(np.isnan(X), vae.denoise(X), X)``.
+            Noisy rows. NaN, or null, stands for a missing entry: to fill these alone,
+            take ``np.where(np.isnan(X), vae.denoise(X), X)``, or of a DataFrame
+            ``X.combine_first(pd.DataFrame(vae.denoise(X), X.index, X.columns))``.
         noise_scale : float, array-like (shapes below) or "estimate", default="estimate"
             Scale of the noise, in the units of `X`: one number; one for each feature,
             of shape (n_features,); for each row, (n_samples, 1); or for each entry,
-            (n_samples, n_features); as for :meth:`posterior`.
+            (n_samples, n_features); labels as for :meth:`posterior`. None stands for
+            ``sigma_``. Bernoulli noise has no scale: "estimate" fills gaps as None
+            does, and raises if there are none.
         noise : {"gaussian", "laplace"} or NoiseModel, default=None
             Distribution of the noise; None for that of the model.
         max_iter : int, default=40
@@ -707,7 +722,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Returns
         -------
         X : ndarray, same shape as `X`
-            In its units, and of its dtype or float32 for integers.
+            In its units, and of its dtype or float32 for integers; an array also of a
+            DataFrame, and whatever ``set_output`` asks for, as of
+            :meth:`inverse_transform`.
 
         Raises
         ------
@@ -1137,6 +1154,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self.module_.n_components
 
     @property
+    def _feature_names(self):
+        return getattr(self, "feature_names_in_", None)
+
+    @property
     def _internal_scale(self):
         if self.sigma_ is None:
             return None
@@ -1178,7 +1199,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             X = layout.to_rows(X)
         if X_val is not None:
             X_val = check_rows(self, X_val, layout, name="X_val")
-        return TrainingData(X, X_val, layout)
+            warn_if_far(X, X_val)
+        return TrainingData(X, X_val, layout, self._feature_names)
 
     @contextmanager
     def _unchanged_on_failure(self):
@@ -1202,29 +1224,41 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return X
 
     def _observation_noise(self, noise):
-        noise = self.noise_ if noise is None else resolve_noise(noise)
-        if not (noise.has_scale and self.noise_.has_scale):
+        if not self.noise_.has_scale:
             raise ValueError(
-                "Noise of a scale needs noise models that have one, such as "
-                f"'gaussian', in the model and in the data. Got {self.noise_!r} and "
-                f"{noise!r}."
+                f"The noise of this model, {self.noise_!r}, has no scale, so that "
+                "neither 'noise_scale' nor 'noise' can be given, or estimated. With "
+                "noise_scale=None denoise and posterior fill and read rows whose known "
+                "entries are clean."
+            )
+        noise = self.noise_ if noise is None else resolve_noise(noise)
+        if not noise.has_scale:
+            raise ValueError(
+                f"The 'noise' parameter must be a noise model with a scale, such as "
+                f"'gaussian'. Got {noise!r} instead."
             )
         return noise
 
     def _refine(self, function, rows, noise_scale, noise, max_iter, tol):
         """Call a function of the module and of observations of rows."""
         vae, layout = self.module_, self.module_.layout
+        estimates = isinstance(noise_scale, str) and noise_scale == "estimate"
         if noise_scale is None and noise is not None:
             raise ValueError("'noise' needs 'noise_scale', the scale of that noise.")
+        has_scale = self.noise_.has_scale or noise is not None
+        if estimates and not has_scale and np.isnan(rows).any():
+            # To fill gaps takes none.
+            noise_scale = None
         if noise_scale is None:
             noise, scale = self.noise_, self.sigma_
             # One for each feature may have the shape of a sample.
             scale = None if scale is None else np.ravel(scale)[np.newaxis]
         else:
             noise = self._observation_noise(noise)
-            if isinstance(noise_scale, str) and noise_scale == "estimate":
+            if estimates:
                 noise_scale = estimate_scale(vae, noise, rows)
-            scale = check_noise_scale(noise_scale, layout, len(rows))
+            names = self._feature_names
+            scale = check_noise_scale(noise_scale, layout, len(rows), names)
             check_scale_in_range("noise_scale", scale / vae.units.scale)
 
         def observe(block):
@@ -1276,7 +1310,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        self._set_model(net, sigma_in_use(net, self.sigma), len(net.history))
+        sigma = sigma_in_use(net, self.sigma, self._feature_names)
+        self._set_model(net, sigma, len(net.history))
 
     def _set_model(self, model, sigma, n_iter):
         """Make a model, and the scale of its noise, that of this estimator."""

@@ -6,6 +6,7 @@ in one matrix product for all where each would take one of its own. On small net
 whose training is mostly the price of calling torch, this is several times as fast.
 """
 
+import math
 from copy import deepcopy
 
 import torch
@@ -202,7 +203,7 @@ class StackNet(BoundNet):
         for row in self.history[: self._n_epochs(i)]:
             batches = [_of_member(batch, i) for batch in row["batches"]]
             history.append(_of_member(row, i) | {"batches": batches})
-            if not torch.isfinite(torch.tensor(history[-1]["train_loss"])):
+            if not math.isfinite(history[-1]["train_loss"]):
                 raise divergence_error(len(history), self.lr)
         return history
 

@@ -68,6 +68,8 @@ class TrainingData:
         Held-out data.
     layout : Layout
         What networks see of a row.
+    feature_names : ndarray of shape (n_features,) or None
+        Names of the features, if the data has some.
 
     Attributes
     ----------
@@ -77,10 +79,11 @@ class TrainingData:
 
     is_shared = False
 
-    def __init__(self, X, X_val, layout):
+    def __init__(self, X, X_val, layout, feature_names=None):
         self.X = X
         self.X_val = X_val
         self.layout = layout
+        self.feature_names = feature_names
         self._shared = {}
 
     def units(self, relative):
@@ -237,7 +240,8 @@ def prepare(params, data, seeds, previous=None):
     seed, split_seed = seeds
     known = {}
     if previous is not None:
-        vae, scale = _continue(params, previous, noise, learns_sigma)
+        names = data.feature_names
+        vae, scale = _continue(params, previous, noise, learns_sigma, names)
         tails, vae.tails = _widened(vae.tails, vae.units, data.X), None
         known["is_far"] = _is_far(vae.units, data.X)
     else:
@@ -323,7 +327,7 @@ def _start(params, data, noise, learns_sigma, seed):
     elif learns_sigma:
         units = data.units(np.ones(layout.n_features))
     else:
-        sigma, relative = check_sigma(params.sigma, layout)
+        sigma, relative = check_sigma(params.sigma, layout, data.feature_names)
         units = data.units(relative)
         scale = internal_scale(sigma, units)
     encoder, decoder, width, takes_float64 = data.networks(params, seed)
@@ -395,7 +399,7 @@ def _rows_for_start(X, units, n_components, seed):
     return x
 
 
-def _continue(params, previous, noise, learns_sigma):
+def _continue(params, previous, noise, learns_sigma, feature_names):
     """Copy a net's module; return it and the scale of the noise in its units."""
     changed = [
         name
@@ -411,7 +415,7 @@ def _continue(params, previous, noise, learns_sigma):
     vae = deepcopy(previous.module_)
     if not noise.has_scale or learns_sigma:
         return vae, previous.scale
-    sigma, _ = check_sigma(params.sigma, vae.layout)
+    sigma, _ = check_sigma(params.sigma, vae.layout, feature_names)
     scale = sigma / vae.units.scale
     if not np.allclose(scale, scale[0], rtol=1e-6, atol=0):
         raise ValueError(

@@ -15,7 +15,12 @@ from ._outcome import conclude, some_of
 from ._stack import StackNet, VAEStack
 from ._start import FIRST_CHUNK, draw_seeds, prepare, structure
 from ._threads import limited_threads
-from ._validation import check_callbacks, resolve_device, resolve_optimizer
+from ._validation import (
+    check_callbacks,
+    resolve_device,
+    resolve_optimizer,
+    sigma_in_feature_order,
+)
 
 
 @dataclass(frozen=True)
@@ -265,7 +270,7 @@ def _copied(callback):
         return copy(callback)
 
 
-def sigma_in_use(net, sigma):
+def sigma_in_use(net, sigma, feature_names=None):
     """Scale of the noise of a trained net, in the units of the data.
 
     Parameters
@@ -274,6 +279,8 @@ def sigma_in_use(net, sigma):
         The net.
     sigma : float, array-like or "mle"
         What it was asked to have.
+    feature_names : ndarray of shape (n_features,) or None
+        Names of the features, if the data has some.
 
     Returns
     -------
@@ -286,5 +293,5 @@ def sigma_in_use(net, sigma):
     if not net.noise.has_scale:
         return None
     # A copy: changing the parameter must not change the fitted model.
-    copied = np.array(sigma, dtype=np.float64)
+    copied = sigma_in_feature_order(sigma, feature_names)
     return copied if copied.ndim else float(copied)

@@ -1,6 +1,9 @@
 """What arrays, scales, recipes, optimizers and devices must look like."""
 
 import math
+import warnings
+from collections import Counter
+from contextlib import suppress
 from numbers import Integral
 
 import numpy as np
@@ -42,17 +45,43 @@ def check_rows(estimator, X, layout, name="X", **kwargs):
     n_dims = count_dims(X)
     if n_dims > 2 or (n_dims == 2 and len(layout.sample_shape) > 1):
         check_sample_shape(name, np.shape(X)[1:], layout.sample_shape)
-    return layout.to_rows(check_samples(estimator, X, reset=False, **kwargs))
+    return layout.to_rows(check_samples(estimator, X, name, reset=False, **kwargs))
 
 
-def check_samples(estimator, X, **kwargs):
+def check_samples(estimator, X, name="X", **kwargs):
     """Data as an array of a type that is trained on; see :func:`check_rows`."""
     X = as_samples(X)
     if count_dims(X) > 2:
         # scikit-learn would take the height of an image for its features.
         kwargs |= {"allow_nd": True, "ensure_2d": False}
     dtype = [np.float64, np.float32, np.uint8, np.uint16]
-    return validate_data(estimator, X, dtype=dtype, order="C", **kwargs)
+    try:
+        return validate_data(estimator, X, dtype=dtype, order="C", **kwargs)
+    except ValueError as error:
+        text = str(error)
+        # scikit-learn recommends classifiers that take NaN, and calls all data X.
+        if "contains NaN" in text:
+            raise missing_entries_error(name, _FOR_TRAINING) from None
+        if text.startswith("Input X contains"):
+            raise ValueError(text.replace("X", name, 1)) from None
+        raise
+
+
+_FOR_TRAINING = (
+    "SigmaVAE is fitted to complete rows. Fill the gaps before, with SimpleImputer, "
+    "KNNImputer or IterativeImputer of sklearn.impute, or leave such rows out. Once "
+    "fitted, denoise and posterior take NaN as missing."
+)
+
+_FOR_INFERENCE = (
+    "The encoder reads complete rows. denoise fills the gaps, and posterior returns "
+    "codes of incomplete rows: these two methods take NaN as missing."
+)
+
+
+def missing_entries_error(name="X", way_out=_FOR_INFERENCE):
+    """The error for data with NaN where that is not taken."""
+    return ValueError(f"Input {name} contains NaN. {way_out}")
 
 
 def as_samples(X):
@@ -70,6 +99,9 @@ def as_samples(X):
             raise ValueError(
                 f"X must hold samples of one shape. Got {_shapes_in(X)}. {_STACK}"
             ) from error
+    if hasattr(X, "iloc") and any(dtype.kind == "O" for dtype in np.ravel(X.dtypes)):
+        # numpy makes no number of pandas' NA, which such columns may hold.
+        return X.mask(X.isna(), np.nan)
     if count_dims(X) == 1 and str(getattr(X, "dtype", None)) == "object":
         shapes = _shapes_in(X)
         if shapes not in ("", "()"):
@@ -151,6 +183,55 @@ def _check_image_shape(image_shape):
     return tuple(map(int, shape))
 
 
+# Held-out rows count as far away if three quarters of them are this many times as far
+# from the mean of the training rows as any of these. Ordinary rows are not, however
+# heavy the tails of the data. Fewer rows, of either, say nothing.
+_FAR = 5
+_FEWEST_ROWS = 10
+_FEWEST_HELD_OUT = 3
+
+# Of more numbers about so many are looked at, in rows evenly chosen.
+_NUMBERS_LOOKED_AT = 2**21
+
+
+def warn_if_far(X, X_val):
+    """Warn if held-out rows seem to be in other units than training rows.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Training rows, finite.
+    X_val : ndarray of shape (n_val_samples, n_features)
+        Held-out rows, finite.
+    """
+    if len(X) < _FEWEST_ROWS or len(X_val) < _FEWEST_HELD_OUT:
+        return
+    X, X_val = (
+        # A hundred rows at least.
+        rows[:: max(1, min(rows.size // _NUMBERS_LOOKED_AT, len(rows) // 100))]
+        for rows in (X, X_val)
+    )
+    # Squares of the largest numbers leave float64; then there is no answer.
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = X.mean(axis=0, dtype=np.float64)
+        farthest = np.linalg.norm(X - mean, axis=1).max()
+        distances = np.linalg.norm(X_val - mean, axis=1)
+        near = np.quantile(distances, 0.25, method="lower")
+        is_far = farthest > 0 and _FAR * farthest < near < np.inf
+    if is_far:
+        warnings.warn(
+            f"X_val lies far outside of X: most of its rows are more than {_FAR} times "
+            "as far from the mean of X as any row of X. Is it in other units? A "
+            "pipeline hands X_val past the steps before SigmaVAE, a scaler say, unless "
+            "it is asked to transform it: with "
+            "sklearn.set_config(enable_metadata_routing=True), "
+            "SigmaVAE().set_fit_request(X_val=True) and "
+            "Pipeline(..., transform_input=['X_val']).",
+            # Past _check_training_data, fit and scikit-learn's wrapper of it.
+            stacklevel=5,
+        )
+
+
 def check_sample_shape(name, shape, expected):
     """Raise ``ValueError`` unless samples have the shape of those of the fit."""
     if shape != expected:
@@ -161,7 +242,87 @@ def check_sample_shape(name, shape, expected):
         )
 
 
-def check_sigma(sigma, layout):
+def in_feature_order(values, names, parameter):
+    """Values for features, in the order of the features where they have labels.
+
+    Parameters
+    ----------
+    values : object
+        What a user passes for one value per feature. A Series, and the columns of a
+        DataFrame, of pandas or polars, have labels: names, or column numbers. A
+        DataFrame of one row stands for a Series, which polars does not label.
+    names : ndarray of shape (n_features,) or None
+        Names of the features, if the data has some. Without them labels that are
+        names say nothing of the order.
+    parameter : str
+        What the values are, for the message.
+
+    Returns
+    -------
+    values : object
+        An array, or `values` themselves if they have no labels.
+
+    Raises
+    ------
+    ValueError
+        If the labels are not the names of the features.
+    """
+    n_dims = len(getattr(values, "shape", ()))
+    if n_dims == 1 and hasattr(values, "iloc"):
+        labels = list(values.index)
+    elif n_dims == 2 and hasattr(values, "columns"):
+        labels = list(values.columns)
+    else:
+        return values
+    array = np.asarray(values)
+    if array.dtype == object:
+        # Of nullable types; what is no number is for the caller to refuse.
+        with suppress(TypeError, ValueError):
+            array = values.to_numpy(dtype=np.float64, na_value=np.nan)
+    if n_dims == 2 and len(array) == 1:
+        array = array[0]
+    if set(labels) == set(range(len(labels))):
+        names = range(len(labels))
+    elif names is None:
+        return array
+    missing, extra = Counter(names) - Counter(labels), Counter(labels) - Counter(names)
+    if missing or extra:
+        found = [
+            f"{words} {', '.join(map(repr, list(some)[:5]))}"
+            + (f" and {len(some) - 5} more" if len(some) > 5 else "")
+            for words, some in (("it lacks", missing), ("X does not have", extra))
+            if some
+        ]
+        raise ValueError(
+            f"{parameter} must have the column names of X as its labels, each once: "
+            f"{', and '.join(found)}. Select them, or pass an array in the order of "
+            "the columns."
+        )
+    place = {label: i for i, label in enumerate(labels)}
+    return array[..., [place[name] for name in names]]
+
+
+def _check_positive(parameter, scale, names):
+    """Raise ``ValueError`` unless scales are positive and finite; name the first."""
+    bad = np.argwhere(~(np.isfinite(scale) & (scale > 0)))
+    if not len(bad):
+        return
+    where, index = "", tuple(bad[0].tolist())
+    if index:
+        # Of one scale per feature the last index is the feature.
+        known = names is not None and scale.shape[-1] == len(names)
+        place = repr(str(names[index[-1]])) if known else f"{index[-1]}"
+        where = f" for feature {place}"
+        if len(index) > 1:
+            where = f" at index {index}"
+        if len(bad) > 1:
+            where += f", and {len(bad) - 1} more like it"
+    raise ValueError(
+        f"{parameter} must be positive and finite. Got {scale[index]:g}{where}."
+    )
+
+
+def check_sigma(sigma, layout, names=None):
     """Noise scales, and how those of the features relate.
 
     Parameters
@@ -170,6 +331,8 @@ def check_sigma(sigma, layout):
         Scale of the noise in the units of the data.
     layout : Layout
         Shape of the data.
+    names : ndarray of shape (n_features,) or None
+        Names of the features; see :func:`in_feature_order`.
 
     Returns
     -------
@@ -178,13 +341,7 @@ def check_sigma(sigma, layout):
     relative : ndarray of shape (n_features,)
         Scales divided by their geometric mean.
     """
-    try:
-        sigma = np.asarray(sigma, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            "The 'sigma' parameter of SigmaVAE must be a positive number, one per "
-            f"feature, or 'mle'. Got {sigma!r} instead."
-        ) from error
+    sigma = sigma_in_feature_order(sigma, names)
     shapes = (layout.n_features,), layout.sample_shape
     if sigma.ndim and sigma.shape not in shapes:
         raise ValueError(
@@ -192,11 +349,7 @@ def check_sigma(sigma, layout):
             f"{' or '.join(map(str, dict.fromkeys(shapes)))} for this X. Got shape "
             f"{sigma.shape} instead."
         )
-    if not (np.isfinite(sigma).all() and (sigma > 0).all()):
-        raise ValueError(
-            "The 'sigma' parameter of SigmaVAE must be positive and finite. Got "
-            f"{sigma} instead."
-        )
+    _check_positive("The 'sigma' parameter of SigmaVAE", sigma, names)
     if not sigma.ndim:
         return float(sigma), np.ones(layout.n_features)
     sigma = sigma.ravel()
@@ -205,7 +358,20 @@ def check_sigma(sigma, layout):
     return sigma, mantissa / np.exp(np.log(mantissa).mean())
 
 
-def check_noise_scale(noise_scale, layout, n_samples):
+def sigma_in_feature_order(sigma, names):
+    """Noise scales as an array of the caller's own, see :func:`in_feature_order`."""
+    parameter = "The 'sigma' parameter of SigmaVAE"
+    ordered = in_feature_order(sigma, names, parameter)
+    try:
+        return np.array(ordered, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{parameter} must be a positive number, one per feature, or 'mle'. Got "
+            f"{sigma!r} instead."
+        ) from error
+
+
+def check_noise_scale(noise_scale, layout, n_samples, names=None):
     """Noise scales of observations, of shape (1 or n_samples, 1 or n_features).
 
     Parameters
@@ -217,9 +383,15 @@ def check_noise_scale(noise_scale, layout, n_samples):
         Shape of the data.
     n_samples : int
         Number of observations.
+    names : ndarray of shape (n_features,) or None
+        Names of the features; see :func:`in_feature_order`.
     """
+    scale = noise_scale
+    # A column with one scale for each row has no feature's name.
+    if np.shape(noise_scale) != (n_samples, 1):
+        scale = in_feature_order(noise_scale, names, "'noise_scale'")
     try:
-        scale = np.asarray(noise_scale)
+        scale = np.asarray(scale)
         if scale.dtype == bool:
             raise TypeError("booleans are no scales")
         scale = scale.astype(np.float64, casting="same_kind")
@@ -243,10 +415,7 @@ def check_noise_scale(noise_scale, layout, n_samples):
             f"entry: shape {', '.join(map(str, list(shapes)[1:]))} for these rows. Got "
             f"shape {scale.shape} instead."
         )
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
-        raise ValueError(
-            f"'noise_scale' must be positive and finite. Got {noise_scale!r} instead."
-        )
+    _check_positive("'noise_scale'", scale, names)
     return scale.reshape(shapes[scale.shape])
 
 

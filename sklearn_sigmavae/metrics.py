@@ -5,6 +5,7 @@ as ``scoring=``, on a :class:`~sklearn_sigmavae.SigmaVAE` or on a pipeline that 
 one. They can be pickled, and give the same number each time.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -13,9 +14,10 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils.validation import _get_feature_names
 
 from ._sigma_vae import SigmaVAE
-from ._validation import as_samples
+from ._validation import as_samples, in_feature_order
 from .noise import ALIASES, NoiseModel, resolve_noise
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "importance_weighted_scorer",
     "reconstruction_scorer",
 ]
+
+_NOISE_SCALE = "The 'noise_scale' parameter of denoising_scorer"
 
 
 def elbo_scorer(estimator, X, y=None):
@@ -161,7 +165,8 @@ def denoising_scorer(noise_scale, *, noise="gaussian", random_state=0):
     ----------
     noise_scale : float, or array-like of shape (n_features,)
         Scale of the noise in the units of `X`, one for all features or one for each
-        (an array of the shape of a sample will do too).
+        (an array of the shape of a sample will do too). A Series is matched to the
+        columns of `X` by name.
     noise : {"gaussian", "laplace"} or NoiseModel, default="gaussian"
         Distribution of the noise to add; it need not be that of the estimator.
     random_state : int, default=0
@@ -284,7 +289,7 @@ def importance_weighted_scorer(n_importance_samples=100):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _DenoisingScorer:
-    noise_scale: float | np.ndarray
+    noise_scale: object
     noise: str | NoiseModel
     random_state: int
 
@@ -293,27 +298,28 @@ class _DenoisingScorer:
         clean = _as_numbers(X)
         # A new generator for each call: the same rows get the same noise.
         random_state = check_random_state(self.random_state)
-        scale = self._scale_of(clean.shape[1:])
+        scale = self._scale_of(clean.shape[1:], _get_feature_names(X))
         noisy = resolve_noise(self.noise).sample(clean, scale, random_state)
         noisy = _like(X, noisy.astype(clean.dtype, copy=False))
         return -_squared_error(estimator, noisy, clean)
 
-    def _scale_of(self, sample_shape):
-        scale = self.noise_scale
+    def _scale_of(self, sample_shape, names):
+        scale = in_feature_order(self.noise_scale, names, _NOISE_SCALE)
         if not np.ndim(scale):
             return scale
         shapes = (int(np.prod(sample_shape)),), sample_shape
         if scale.shape not in shapes:
             raise ValueError(
-                "The 'noise_scale' parameter of denoising_scorer must have one scale "
-                f"per feature, shape {' or '.join(map(str, dict.fromkeys(shapes)))} "
-                f"for this X. Got shape {scale.shape} instead."
+                f"{_NOISE_SCALE} must have one scale per feature, shape "
+                f"{' or '.join(map(str, dict.fromkeys(shapes)))} for this X. Got shape "
+                f"{scale.shape} instead."
             )
         return scale.reshape(sample_shape)
 
     def __repr__(self):
         scale = self.noise_scale
         if np.ndim(scale):
+            scale = np.asarray(in_feature_order(scale, None, _NOISE_SCALE))
             scale = np.array2string(scale, separator=", ", threshold=8, edgeitems=2)
             scale = " ".join(scale.split())
         return (
@@ -349,18 +355,23 @@ class _ImportanceWeightedScorer:
 
 
 def _check_noise_scale(noise_scale):
-    """Scales as a float or an array of the caller's own, positive and finite."""
+    """Scales that are positive and finite, copied: a float, an array, or with labels.
+
+    Which feature a label stands for is known when there is data.
+    """
+    plain = in_feature_order(noise_scale, None, _NOISE_SCALE)
     try:
-        scale = np.array(noise_scale, dtype=np.float64)
+        scale = np.array(plain, dtype=np.float64)
         valid = scale.size and np.isfinite(scale).all() and (scale > 0).all()
     except (TypeError, ValueError):
         valid = False
     if not valid:
         raise ValueError(
-            "The 'noise_scale' parameter of denoising_scorer must be a positive, "
-            "finite number in the units of X, or one per feature. Got "
-            f"{noise_scale!r} instead."
+            f"{_NOISE_SCALE} must be a positive, finite number in the units of X, or "
+            f"one per feature. Got {noise_scale!r} instead."
         )
+    if plain is not noise_scale:
+        return deepcopy(noise_scale)
     return scale if scale.ndim else float(scale)
 
 

@@ -546,7 +546,7 @@ def build_networks(recipe, layout, n_components, linear_path):
     """
     modules = _modules(recipe, layout, n_components)
     # Copies, both at once, since a recipe may return modules that it, another model, or
-    # each of the two keeps. Recipes follow torch's default dtype; training does not.
+    # each of the two keeps. Recipes may choose a type; training is in float32.
     modules = [
         module.float() if isinstance(module, nn.Module) else module
         for module in deepcopy(modules)

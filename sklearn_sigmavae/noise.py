@@ -536,8 +536,9 @@ def resolve_noise(noise):
 def _check_contract(model):
     """Raise ``ValueError`` unless a noise model of a user's own keeps its promises."""
     name = type(model).__name__
-    x, location = torch.tensor([[1.0, 0.0, 1.0]] * 2), torch.zeros(5, 2, 3)
-    number, each = (0.5, torch.full((2, 3), 0.5)) if model.has_scale else (None, None)
+    x = torch.tensor([[1.0, 0.0, 1.0]] * 2, dtype=torch.float32)
+    location = x.new_zeros(5, 2, 3)
+    number, each = (0.5, x.new_full((2, 3), 0.5)) if model.has_scale else (None, None)
     one_by_one = None if each is None else each.unsqueeze(-1)
     try:
         energy = model.energy(x, location, number)

@@ -3,15 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from small_vae import low_rank_rows, same_weights, small_vae, weights
+from small_vae import (
+    BatchNormNetwork,
+    low_rank_rows,
+    same_weights,
+    small_vae,
+    weights,
+)
 
-from sklearn_sigmavae import SigmaVAE, _start
+from sklearn_sigmavae import SigmaVAE, _batches, _start
 from sklearn_sigmavae._batches import (
     EvaluationBatches,
     HostRows,
     IntegerRows,
     ResidentRows,
     Selection,
+    SelectionStack,
     TrainingBatches,
     place_rows,
 )
@@ -81,6 +88,55 @@ def test_an_epoch_sees_each_selected_row_once(batch_size):
     seen = torch.cat([x for x, _ in batches])
     assert not torch.equal(seen, selection.X)
     assert sorted(seen[:, 0].tolist()) == sorted(selection.X[:, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "sizes"),
+    [
+        (9, 4, [4, 5]),
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (5, 4, [5]),
+        (3, 4, [3]),
+        (1, 4, [1]),
+        # Asked for.
+        (3, 1, [1, 1, 1]),
+    ],
+)
+@pytest.mark.parametrize("gathered", [1, 2**20])
+def test_no_row_is_left_alone(monkeypatch, n_rows, batch_size, sizes, gathered):
+    monkeypatch.setattr(_batches, "_GATHERED_ON_CPU", gathered)
+    rows = ResidentRows(X[:n_rows], Units.identity(5), CPU)
+    iterators = [
+        Selection(rows).training_batches(batch_size, 2, [torch.Generator()]),
+        SelectionStack([Selection(rows)] * 2, [0, 1, 1]).training_batches(
+            batch_size, 2, [torch.Generator(), torch.Generator()]
+        ),
+    ]
+    for iterator in iterators:
+        assert len(iterator) == len(sizes)
+        assert iterator.sizes == sizes
+        batches = list(iterator)
+        assert [x.shape[-2] for x, _ in batches] == sizes
+        assert [eps.shape[-2] for _, eps in batches] == sizes
+        seen = torch.cat([x for x, _ in batches], dim=-2)
+        expected = Selection(rows).X[:, 0].sort().values
+        assert (seen[..., 0].sort().values == expected).all()
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "constant"])
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_batch_normalisation_sees_no_single_row(schedule, method):
+    # 33 rows in batches of 16.
+    params = {"early_stopping": False, "lr_schedule": schedule, "max_iter": 2}
+    vae = small_vae(network=BatchNormNetwork(), **params)
+    getattr(vae, method)(X[:33])
+    assert set(vae.history_[:, "train_batch_count"]) == {2}
+    assert np.isfinite(vae.score(X))
+    # All rows of an epoch, and none else, went through the layer.
+    counts = [value for name, value in weights(vae).items() if "batches" in name]
+    assert counts
+    assert all(count == 2 * vae.n_iter_ for count in counts)
 
 
 @pytest.mark.parametrize("width", [1, 2**19])

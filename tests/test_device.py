@@ -100,6 +100,14 @@ def test_captured_training_is_eager_training(twin, monkeypatch, params):
         assert all(type(g["lr"]) is float for g in vae.net_.optimizer_.param_groups)
 
 
+@pytest.mark.parametrize(("n_rows", "n_replayed"), [(17, 3), (33, 3), (16, 3)])
+def test_batches_of_one_row_more_are_captured_where_all_are(twin, n_rows, n_replayed):
+    # One batch of 16 or 17 rows an epoch; of 33 rows the 17 run eagerly.
+    small_vae(max_iter=6, early_stopping=False).fit(ROWS[:n_rows])
+    assert twin.n_captured == 1
+    assert twin.n_replayed == n_replayed
+
+
 @pytest.mark.parametrize(
     "trouble",
     [

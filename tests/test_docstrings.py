@@ -121,8 +121,9 @@ def _public():
             continue
         yield dotted, obj, "exception" if issubclass(obj, Exception) else "class"
         for name, member in _members(obj, found).items():
-            # A class method by its function, whose signature numpydoc reads.
-            function = getattr(member, "__func__", member)
+            # A class method, or one that is there at times, by its function, whose
+            # signature numpydoc reads.
+            function = getattr(member, "__func__", getattr(member, "fn", member))
             yield f"{dotted}.{name}", function, _kind_of_member(obj, name, member)
 
 

@@ -14,6 +14,7 @@ import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import (
+    BatchScoring,
     Callback,
     Checkpoint,
     EarlyStopping,
@@ -222,6 +223,67 @@ def test_epoch_scoring_records_a_column():
     scoring = EpochScoring(_score_of_held_out, name="mine", use_caching=False)
     vae = small_vae(callbacks=[scoring]).fit(X)
     assert vae.history_[:, "mine"] == [N_VAL + 1.0, N_VAL + 2.0, N_VAL + 3.0]
+
+
+def _error_of(vae, rows):
+    """Mean squared error of reconstructions, in internal units."""
+    restored = vae.inverse_transform(vae.transform(rows))
+    return np.square((restored - rows) / vae.module_.units.scale).mean()
+
+
+@pytest.mark.parametrize("cls", [EpochScoring, BatchScoring])
+@pytest.mark.parametrize("use_caching", [True, False])
+@pytest.mark.parametrize("on_train", [True, False])
+@pytest.mark.parametrize("noise", ["laplace", "bernoulli"])
+def test_scoring_callbacks_score_reconstructions(cls, use_caching, on_train, noise):
+    scoring = cls(
+        "neg_mean_squared_error",
+        lower_is_better=False,
+        on_train=on_train,
+        use_caching=use_caching,
+    )
+    data = X if noise == "laplace" else (X > 1).astype(float)
+    rows, held_out = data[:N_TRAIN], data[N_TRAIN:]
+    # At this rate nothing moves, and reconstructions are those of every step.
+    params = {"learning_rate": 1e-9, "early_stopping": False, "noise": noise}
+    vae = small_vae(**params, callbacks=[scoring]).fit(rows, X_val=held_out)
+    expected = -_error_of(vae, rows if on_train else held_out)
+    np.testing.assert_allclose(
+        vae.history_[:, "neg_mean_squared_error"], expected, rtol=1e-4
+    )
+    # And by itself.
+    internal = vae.module_.units.to_internal(rows).numpy()
+    restored = vae.module_.units.to_data(vae.net_.predict(internal))
+    np.testing.assert_allclose(
+        restored, vae.inverse_transform(vae.transform(rows)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("use_caching", [True, False])
+@pytest.mark.parametrize("cls", [EpochScoring, BatchScoring])
+@pytest.mark.parametrize(
+    "params",
+    [{"network": DropoutNetwork()}, {"network": BatchNormNetwork()}, {"sigma": "mle"}],
+    ids=["dropout", "batch norm", "mle"],
+)
+def test_scoring_callbacks_change_nothing(cls, use_caching, params):
+    scoring = [
+        (name, cls("r2", on_train=name == "train", use_caching=use_caching, name=name))
+        for name in ("train", "held_out")
+    ]
+    plain = small_vae(**params).fit(X)
+    vae = clone(plain).set_params(callbacks=scoring).fit(X)
+    assert same_weights(weights(vae), weights(plain))
+    assert vae.sigma_ == plain.sigma_
+    scores = np.array(vae.history_[:, ("train", "held_out")])
+    assert np.isfinite(scores).all()
+    assert (scores <= 1).all()
+
+
+def test_scoring_callbacks_without_held_out_rows_score_nothing():
+    scoring = EpochScoring("neg_mean_squared_error")
+    vae = small_vae(early_stopping=False, callbacks=[scoring]).fit(X)
+    assert "neg_mean_squared_error" not in vae.history_[-1]
 
 
 def test_checkpoint_saves_the_best_held_out_weights(tmp_path):

@@ -286,9 +286,18 @@ def test_bernoulli_models_fill_gaps_and_know_no_scale():
     assert (filled >= 0).all()
     assert (filled <= 1).all()
     assert np.square(filled - binary)[mask].mean() < 0.25
+    np.testing.assert_array_equal(vae.denoise(Y), filled)
+    estimated = vae.posterior(Y, noise_scale="estimate")
+    np.testing.assert_array_equal(estimated, vae.posterior(Y))
+    # Where nothing is missing there is nothing to do without a scale.
+    match = r"BernoulliNoise\(\), has no scale.*noise_scale=None"
     for call in (vae.denoise, vae.estimate_noise_scale):
-        with pytest.raises(ValueError, match="noise models that have one"):
+        with pytest.raises(ValueError, match=match):
             call(binary)
+    for given in ({"noise_scale": 1.0}, {"noise": "gaussian"}):
+        with pytest.raises(ValueError, match=match):
+            vae.denoise(Y, **given)
+    assert vae.denoise(binary, noise_scale=None).shape == binary.shape
 
 
 # The contract
@@ -411,7 +420,7 @@ def test_the_posterior_is_refined_only_where_it_must(curved):
         ({"noise_scale": True}, "'noise_scale' must be"),
         ({"noise_scale": 1e-20}, "noise_scale is .* out of the range of float32"),
         ({"noise_scale": [1, 1, 1e20, 1]}, "noise_scale is .* out of the range"),
-        ({"noise_scale": 1.0, "noise": "bernoulli"}, "noise models that have one"),
+        ({"noise_scale": 1.0, "noise": "bernoulli"}, "noise model with a scale.*Bern"),
         ({"noise_scale": 1.0, "noise": "cauchy"}, "'noise' parameter"),
         ({"noise_scale": None, "noise": "laplace"}, "needs 'noise_scale'"),
         ({"noise_scale": 1.0, "max_iter": -1}, "'max_iter' parameter"),

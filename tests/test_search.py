@@ -825,3 +825,82 @@ def test_parameters_that_fit_does_not_have_are_refused(name):
     for search in searches:
         with pytest.raises(TypeError, match=f"unexpected.*{name}"):
             search.fit(X, **{name: 2})
+
+
+# What it passes on of its best model
+
+GAPS = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)
+PASSED_ON = {
+    "denoise": lambda one: one.denoise(GAPS, noise_scale=0.5),
+    "posterior": lambda one: one.posterior(GAPS, noise_scale=0.5),
+    "sample": lambda one: one.sample(3, add_noise=True, random_state=0),
+    "get_feature_names_out": lambda one: one.get_feature_names_out(),
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    """A search that tests must not refit."""
+    return BatchedGridSearchCV(small_vae(), GRID, cv=CV).fit(X)
+
+
+@pytest.mark.parametrize("method", PASSED_ON)
+def test_methods_of_the_best_model_are_passed_on(found, method):
+    call = PASSED_ON[method]
+    assert np.array_equal(call(found), call(found.best_estimator_))
+
+
+def test_the_best_model_is_saved(found, tmp_path):
+    found.save(tmp_path / "best")
+    best = SigmaVAE.load(tmp_path / "best", device="cpu")
+    assert best.sigma_ == found.best_params_["sigma"]
+    assert np.array_equal(best.transform(X), found.transform(X))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_set_output_is_passed_on(before):
+    search = BatchedGridSearchCV(small_vae(), GRID, cv=CV)
+    scoring = metrics.denoising_scorer(0.5)
+    search.set_params(scoring=scoring)
+    expected = clone(search).fit(X)
+    for _ in range(2):
+        if before:
+            assert search.set_output(transform="pandas") is search
+        search.fit(X)
+        if not before:
+            assert search.set_output(transform="pandas") is search
+        codes = search.transform(X)
+        assert isinstance(codes, pd.DataFrame)
+        assert codes.columns.tolist() == search.get_feature_names_out().tolist()
+        assert np.array_equal(codes, expected.transform(X))
+        # It has not changed what the search finds.
+        assert np.array_equal(split_scores(search), split_scores(expected))
+    assert isinstance(make_pipeline(search).transform(X), pd.DataFrame)
+
+
+def test_a_pipeline_sets_the_output_of_its_search():
+    pipe = make_pipeline(
+        StandardScaler(), BatchedGridSearchCV(small_vae(), GRID, cv=CV)
+    )
+    pipe.set_output(transform="pandas").fit(X)
+    assert isinstance(pipe.transform(X), pd.DataFrame)
+    assert pipe.get_feature_names_out().tolist() == ["sigmavae0", "sigmavae1"]
+
+
+@pytest.mark.parametrize("method", [*PASSED_ON, "set_output", "save"])
+def test_nothing_is_passed_on_without_a_best_model(method):
+    search = BatchedGridSearchCV(small_vae(), GRID, cv=CV)
+    if method != "set_output":
+        arguments = {"save": ["file"], "sample": []}.get(method, [X])
+        with pytest.raises(NotFittedError, match="BatchedGridSearchCV"):
+            getattr(search, method)(*arguments)
+    search.set_params(refit=False)
+    for one in (search, search.fit(X)):
+        assert not hasattr(one, method)
+        with pytest.raises(AttributeError, match=f"has no attribute '{method}'") as at:
+            getattr(one, method)
+        assert "refit=False" in str(at.value.__cause__)
+
+
+def test_fit_transform_is_not_that_of_a_search():
+    assert not hasattr(BatchedGridSearchCV(small_vae(), GRID), "fit_transform")

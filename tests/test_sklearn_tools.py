@@ -241,21 +241,6 @@ def test_the_modes_of_torch_around_a_fit_make_no_difference(method, context):
     fitted.partial_fit(X)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_default_dtype_of_torch_makes_no_difference(vae, dtype):
-    expected = small_vae().fit(X.astype(dtype))
-    torch.set_default_dtype(torch.float64)
-    try:
-        fitted = small_vae().fit(X.astype(dtype))
-        codes = fitted.transform(X.astype(dtype))
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert codes.dtype == dtype
-    np.testing.assert_allclose(
-        codes, expected.transform(X.astype(dtype)), rtol=0, atol=1e-4
-    )
-
-
 def test_refitting_forgets_earlier_calls_of_partial_fit():
     again = small_vae().partial_fit(X).partial_fit(X).fit(X).partial_fit(X)
     assert same_weights(weights(again), weights(small_vae().fit(X).partial_fit(X)))

@@ -7,9 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
+import sklearn.impute
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
+from sklearn.pipeline import make_pipeline
 from small_vae import EpochRecorder, low_rank_rows, same_weights, small_vae, weights
 from torch import nn
 
@@ -85,6 +89,10 @@ def _with(value, dtype=np.float64):
     return rows
 
 
+def _as_objects(rows):
+    return rows.astype(object)
+
+
 BAD_DATA = {
     "NaN": (_with(np.nan), ValueError, "NaN"),
     "inf": (_with(np.inf), ValueError, "infinity"),
@@ -127,6 +135,52 @@ def test_bad_data_is_refused_by_inference(method, case):
     vae = small_vae(n_components=N_FEATURES).fit(X)
     with _Unchanged(vae), pytest.raises(error, match=message):
         getattr(vae, method)(data)
+
+
+@pytest.mark.parametrize("kind", [np.array, pd.DataFrame, _as_objects], ids=str)
+@pytest.mark.parametrize("method", ["fit", "partial_fit", "fit_transform"])
+def test_gaps_in_training_data_have_a_way_out(vae, no_training, method, kind):
+    with _Unchanged(vae), pytest.raises(ValueError, match="Input X contains NaN") as at:
+        getattr(vae, method)(kind(_with(np.nan)))
+    for name in ("SimpleImputer", "KNNImputer", "IterativeImputer"):
+        assert hasattr(sklearn.impute, name)
+        assert name in str(at.value)
+    assert "denoise and posterior" in str(at.value)
+    assert "HistGradientBoosting" not in str(at.value)
+    with (
+        _Unchanged(vae),
+        pytest.raises(ValueError, match=r"Input X_val contains NaN.*Impu"),
+    ):
+        vae.fit(X, X_val=_with(np.nan))
+    with _Unchanged(vae), pytest.raises(ValueError, match="Input X_val contains inf"):
+        vae.fit(X, X_val=_with(np.inf))
+
+
+def test_imputers_fill_what_fit_refuses():
+    rows = _with(np.nan)
+    for imputer in (SimpleImputer(), KNNImputer(), IterativeImputer()):
+        assert np.isfinite(make_pipeline(imputer, small_vae()).fit(rows).score(rows))
+
+
+@pytest.mark.parametrize(
+    "method", ["transform", "score", "score_samples", "kl_divergence"]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gaps_in_other_data_have_a_way_out(method, dtype):
+    vae = small_vae().fit(X)
+    # It is NaN that is named, not an infinite entry beside it.
+    rows = _with(np.nan, dtype)
+    with pytest.raises(ValueError, match="Input X contains NaN") as error:
+        getattr(vae, method)(rows)
+    assert "HistGradientBoosting" not in str(error.value)
+    for name in ("denoise", "posterior"):
+        assert name in str(error.value)
+        assert np.isfinite(getattr(vae, name)(rows)).all()
+    with pytest.raises(ValueError, match=r"contains NaN.*posterior"):
+        vae.posterior(rows, refine=False)
+    with pytest.raises(ValueError, match="contains infinity") as error:
+        getattr(vae, method)(_with(np.inf, dtype))
+    assert "denoise" not in str(error.value)
 
 
 @pytest.mark.parametrize("case", [case for case in BAD_DATA if "overflow" not in case])
