@@ -99,9 +99,6 @@ def as_samples(X):
             raise ValueError(
                 f"X must hold samples of one shape. Got {_shapes_in(X)}. {_STACK}"
             ) from error
-    if hasattr(X, "iloc") and any(dtype.kind == "O" for dtype in np.ravel(X.dtypes)):
-        # numpy makes no number of pandas' NA, which such columns may hold.
-        return X.mask(X.isna(), np.nan)
     if count_dims(X) == 1 and str(getattr(X, "dtype", None)) == "object":
         shapes = _shapes_in(X)
         if shapes not in ("", "()"):
@@ -109,6 +106,13 @@ def as_samples(X):
                 "X must be one array of numbers. Got an array of objects, of shapes "
                 f"{shapes}. {_STACK}"
             )
+    if (
+        count_dims(X) == 2
+        and hasattr(X, "iloc")
+        and any(dtype.kind == "O" for dtype in X.dtypes)
+    ):
+        # numpy makes no number of pandas' NA, which such columns may hold.
+        return X.mask(X.isna(), np.nan)
     return X
 
 
@@ -283,14 +287,20 @@ def in_feature_order(values, names, parameter):
         array = array[0]
     if set(labels) == set(range(len(labels))):
         names = range(len(labels))
-    elif names is None:
+    elif names is None or list(names) == labels:
         return array
+    place = {label: i for i, label in enumerate(labels)}
     missing, extra = Counter(names) - Counter(labels), Counter(labels) - Counter(names)
-    if missing or extra:
+    if missing or extra or len(place) < len(labels):
+        repeated = Counter(labels) - Counter(list(place))
         found = [
             f"{words} {', '.join(map(repr, list(some)[:5]))}"
             + (f" and {len(some) - 5} more" if len(some) > 5 else "")
-            for words, some in (("it lacks", missing), ("X does not have", extra))
+            for words, some in (
+                ("it lacks", missing),
+                ("X does not have", extra - repeated),
+                ("it repeats", repeated),
+            )
             if some
         ]
         raise ValueError(
@@ -298,7 +308,6 @@ def in_feature_order(values, names, parameter):
             f"{', and '.join(found)}. Select them, or pass an array in the order of "
             "the columns."
         )
-    place = {label: i for i, label in enumerate(labels)}
     return array[..., [place[name] for name in names]]
 
 
@@ -388,7 +397,7 @@ def check_noise_scale(noise_scale, layout, n_samples, names=None):
     """
     scale = noise_scale
     # A column with one scale for each row has no feature's name.
-    if np.shape(noise_scale) != (n_samples, 1):
+    if getattr(noise_scale, "shape", None) != (n_samples, 1):
         scale = in_feature_order(noise_scale, names, "'noise_scale'")
     try:
         scale = np.asarray(scale)
