@@ -189,13 +189,13 @@ def _check_image_shape(image_shape):
 
 # Held-out rows count as far away if three quarters of them are this many times as far
 # from the mean of the training rows as any of these. Ordinary rows are not, however
-# heavy the tails of the data. Fewer rows, of either, say nothing.
+# heavy the tails of the data. With fewer rows, of either, nothing is checked.
 _FAR = 5
 _FEWEST_ROWS = 10
 _FEWEST_HELD_OUT = 3
 
-# Of more numbers about so many are looked at, in rows evenly chosen.
-_NUMBERS_LOOKED_AT = 2**21
+# Of larger data evenly spaced rows with about this many numbers are checked.
+_NUMBERS_CHECKED = 2**21
 
 
 def warn_if_far(X, X_val):
@@ -211,8 +211,8 @@ def warn_if_far(X, X_val):
     if len(X) < _FEWEST_ROWS or len(X_val) < _FEWEST_HELD_OUT:
         return
     X, X_val = (
-        # A hundred rows at least.
-        rows[:: max(1, min(rows.size // _NUMBERS_LOOKED_AT, len(rows) // 100))]
+        # At least a hundred rows.
+        rows[:: max(1, min(rows.size // _NUMBERS_CHECKED, len(rows) // 100))]
         for rows in (X, X_val)
     )
     # Squares of the largest numbers leave float64; then there is no answer.
@@ -226,9 +226,8 @@ def warn_if_far(X, X_val):
         warnings.warn(
             f"X_val lies far outside of X: most of its rows are more than {_FAR} times "
             "as far from the mean of X as any row of X. Is it in other units? A "
-            "pipeline hands X_val past the steps before SigmaVAE, a scaler say, unless "
-            "it is asked to transform it: with "
-            "sklearn.set_config(enable_metadata_routing=True), "
+            "pipeline applies the steps before SigmaVAE, such as a scaler, to X_val "
+            "only on request: with sklearn.set_config(enable_metadata_routing=True), "
             "SigmaVAE().set_fit_request(X_val=True) and "
             "Pipeline(..., transform_input=['X_val']).",
             # Past _check_training_data, fit and scikit-learn's wrapper of it.
@@ -257,7 +256,7 @@ def in_feature_order(values, names, parameter):
         DataFrame of one row stands for a Series, which polars does not label.
     names : ndarray of shape (n_features,) or None
         Names of the features, if the data has some. Without them labels that are
-        names say nothing of the order.
+        names do not change the order.
     parameter : str
         What the values are, for the message.
 
@@ -368,7 +367,7 @@ def check_sigma(sigma, layout, names=None):
 
 
 def sigma_in_feature_order(sigma, names):
-    """Noise scales as an array of the caller's own, see :func:`in_feature_order`."""
+    """Noise scales as a new array; see :func:`in_feature_order`."""
     parameter = "The 'sigma' parameter of SigmaVAE"
     ordered = in_feature_order(sigma, names, parameter)
     try:
