@@ -167,8 +167,8 @@ plt.show()
 # Tables with names
 # -----------------
 #
-# ``denoise`` returns an array. To fill a DataFrame keep what it knows, its index and
-# its columns:
+# ``denoise`` returns an array. ``combine_first`` keeps the known entries, the index and
+# the columns of a DataFrame, and takes the missing entries from the result:
 
 names = load_breast_cancer().feature_names
 frame = pd.DataFrame(table_train, columns=names)

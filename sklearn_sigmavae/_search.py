@@ -478,7 +478,7 @@ class BatchedGridSearchCV(GridSearchCV):
         self._best().save(path)
 
     def _best(self):
-        check_is_fitted(self)
+        check_is_fitted(self, "best_estimator_")
         return self.best_estimator_
 
     def _cut(self, base, candidates, layouts, splits):

@@ -99,9 +99,6 @@ def as_samples(X):
             raise ValueError(
                 f"X must hold samples of one shape. Got {_shapes_in(X)}. {_STACK}"
             ) from error
-    if hasattr(X, "iloc") and any(dtype.kind == "O" for dtype in np.ravel(X.dtypes)):
-        # numpy makes no number of pandas' NA, which such columns may hold.
-        return X.mask(X.isna(), np.nan)
     if count_dims(X) == 1 and str(getattr(X, "dtype", None)) == "object":
         shapes = _shapes_in(X)
         if shapes not in ("", "()"):
@@ -109,6 +106,13 @@ def as_samples(X):
                 "X must be one array of numbers. Got an array of objects, of shapes "
                 f"{shapes}. {_STACK}"
             )
+    if (
+        count_dims(X) == 2
+        and hasattr(X, "iloc")
+        and any(dtype.kind == "O" for dtype in X.dtypes)
+    ):
+        # numpy makes no number of pandas' NA, which such columns may hold.
+        return X.mask(X.isna(), np.nan)
     return X
 
 
@@ -185,13 +189,13 @@ def _check_image_shape(image_shape):
 
 # Held-out rows count as far away if three quarters of them are this many times as far
 # from the mean of the training rows as any of these. Ordinary rows are not, however
-# heavy the tails of the data. Fewer rows, of either, say nothing.
+# heavy the tails of the data. With fewer rows, of either, nothing is checked.
 _FAR = 5
 _FEWEST_ROWS = 10
 _FEWEST_HELD_OUT = 3
 
-# Of more numbers about so many are looked at, in rows evenly chosen.
-_NUMBERS_LOOKED_AT = 2**21
+# Of larger data evenly spaced rows with about this many numbers are checked.
+_NUMBERS_CHECKED = 2**21
 
 
 def warn_if_far(X, X_val):
@@ -207,8 +211,8 @@ def warn_if_far(X, X_val):
     if len(X) < _FEWEST_ROWS or len(X_val) < _FEWEST_HELD_OUT:
         return
     X, X_val = (
-        # A hundred rows at least.
-        rows[:: max(1, min(rows.size // _NUMBERS_LOOKED_AT, len(rows) // 100))]
+        # At least a hundred rows.
+        rows[:: max(1, min(rows.size // _NUMBERS_CHECKED, len(rows) // 100))]
         for rows in (X, X_val)
     )
     # Squares of the largest numbers leave float64; then there is no answer.
@@ -222,9 +226,8 @@ def warn_if_far(X, X_val):
         warnings.warn(
             f"X_val lies far outside of X: most of its rows are more than {_FAR} times "
             "as far from the mean of X as any row of X. Is it in other units? A "
-            "pipeline hands X_val past the steps before SigmaVAE, a scaler say, unless "
-            "it is asked to transform it: with "
-            "sklearn.set_config(enable_metadata_routing=True), "
+            "pipeline applies the steps before SigmaVAE, such as a scaler, to X_val "
+            "only on request: with sklearn.set_config(enable_metadata_routing=True), "
             "SigmaVAE().set_fit_request(X_val=True) and "
             "Pipeline(..., transform_input=['X_val']).",
             # Past _check_training_data, fit and scikit-learn's wrapper of it.
@@ -253,7 +256,7 @@ def in_feature_order(values, names, parameter):
         DataFrame of one row stands for a Series, which polars does not label.
     names : ndarray of shape (n_features,) or None
         Names of the features, if the data has some. Without them labels that are
-        names say nothing of the order.
+        names do not change the order.
     parameter : str
         What the values are, for the message.
 
@@ -283,14 +286,20 @@ def in_feature_order(values, names, parameter):
         array = array[0]
     if set(labels) == set(range(len(labels))):
         names = range(len(labels))
-    elif names is None:
+    elif names is None or list(names) == labels:
         return array
+    place = {label: i for i, label in enumerate(labels)}
     missing, extra = Counter(names) - Counter(labels), Counter(labels) - Counter(names)
-    if missing or extra:
+    if missing or extra or len(place) < len(labels):
+        repeated = Counter(labels) - Counter(list(place))
         found = [
             f"{words} {', '.join(map(repr, list(some)[:5]))}"
             + (f" and {len(some) - 5} more" if len(some) > 5 else "")
-            for words, some in (("it lacks", missing), ("X does not have", extra))
+            for words, some in (
+                ("it lacks", missing),
+                ("X does not have", extra - repeated),
+                ("it repeats", repeated),
+            )
             if some
         ]
         raise ValueError(
@@ -298,7 +307,6 @@ def in_feature_order(values, names, parameter):
             f"{', and '.join(found)}. Select them, or pass an array in the order of "
             "the columns."
         )
-    place = {label: i for i, label in enumerate(labels)}
     return array[..., [place[name] for name in names]]
 
 
@@ -359,7 +367,7 @@ def check_sigma(sigma, layout, names=None):
 
 
 def sigma_in_feature_order(sigma, names):
-    """Noise scales as an array of the caller's own, see :func:`in_feature_order`."""
+    """Noise scales as a new array; see :func:`in_feature_order`."""
     parameter = "The 'sigma' parameter of SigmaVAE"
     ordered = in_feature_order(sigma, names, parameter)
     try:
@@ -388,7 +396,7 @@ def check_noise_scale(noise_scale, layout, n_samples, names=None):
     """
     scale = noise_scale
     # A column with one scale for each row has no feature's name.
-    if np.shape(noise_scale) != (n_samples, 1):
+    if getattr(noise_scale, "shape", None) != (n_samples, 1):
         scale = in_feature_order(noise_scale, names, "'noise_scale'")
     try:
         scale = np.asarray(scale)

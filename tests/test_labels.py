@@ -12,6 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from small_vae import low_rank_rows, same_weights, small_vae, weights
 
 from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+from sklearn_sigmavae._validation import in_feature_order
 from sklearn_sigmavae.metrics import denoising_scorer
 
 NAMES = ["a", "b", "c", "d", "e"]
@@ -97,7 +98,7 @@ def test_candidates_whose_names_do_not_match_are_refused():
         (["d", "a", "e", "c", "z"], r"lacks 'b', and X does not have 'z'"),
         (["d", "a", "e", "c"], r"lacks 'b'\."),
         (["d", "a", "e", "c", "b", "f"], r"X does not have 'f'\."),
-        (["d", "a", "e", "c", "c"], r"lacks 'b', and X does not have 'c'"),
+        (["d", "a", "e", "c", "c"], r"lacks 'b', and it repeats 'c'\."),
         ([10, 11, 12, 13, 14], r"lacks 'a', 'b', 'c', 'd', 'e', and .*have 10, 11"),
     ],
 )
@@ -116,6 +117,15 @@ def test_names_that_do_not_match_are_refused(labels, message, is_fitted):
         scale = pd.Series(1.0, index=labels)
         with pytest.raises(ValueError, match=rf"'noise_scale' .*{message}"):
             vae.denoise(X, noise_scale=scale)
+
+
+def test_names_that_repeat_say_nothing_of_the_order():
+    # Of which only some versions of scikit-learn make a model.
+    names = np.array(["a", "b", "a", "d", "e"], dtype=object)
+    same = pd.Series(SCALES.to_numpy(), index=names)
+    assert np.array_equal(in_feature_order(same, names, "'sigma'"), SCALES)
+    with pytest.raises(ValueError, match=r"its labels, each once: it repeats 'a'\."):
+        in_feature_order(same[::-1], names, "'sigma'")
 
 
 def test_many_names_are_not_all_listed():

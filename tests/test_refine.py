@@ -418,6 +418,7 @@ def test_the_posterior_is_refined_only_where_it_must(curved):
         ({"noise_scale": "guess"}, "'estimate'"),
         ({"noise_scale": [1, None, 2, 3]}, "'noise_scale' must be"),
         ({"noise_scale": True}, "'noise_scale' must be"),
+        ({"noise_scale": [[1, 2], [3]]}, "'noise_scale' must be"),
         ({"noise_scale": 1e-20}, "noise_scale is .* out of the range of float32"),
         ({"noise_scale": [1, 1, 1e20, 1]}, "noise_scale is .* out of the range"),
         ({"noise_scale": 1.0, "noise": "bernoulli"}, "noise model with a scale.*Bern"),

@@ -894,6 +894,10 @@ def test_nothing_is_passed_on_without_a_best_model(method):
         arguments = {"save": ["file"], "sample": []}.get(method, [X])
         with pytest.raises(NotFittedError, match="BatchedGridSearchCV"):
             getattr(search, method)(*arguments)
+    if method != "set_output":
+        searched = clone(search).set_params(refit=False).fit(X).set_params(refit=True)
+        with pytest.raises(NotFittedError, match="BatchedGridSearchCV"):
+            getattr(searched, method)(*arguments)
     search.set_params(refit=False)
     for one in (search, search.fit(X)):
         assert not hasattr(one, method)
