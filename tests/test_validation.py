@@ -137,7 +137,9 @@ def test_bad_data_is_refused_by_inference(method, case):
         getattr(vae, method)(data)
 
 
-@pytest.mark.parametrize("kind", [np.array, pd.DataFrame, _as_objects], ids=str)
+@pytest.mark.parametrize(
+    "kind", [np.array, pd.DataFrame, _as_objects], ids=["array", "frame", "objects"]
+)
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "fit_transform"])
 def test_gaps_in_training_data_have_a_way_out(vae, no_training, method, kind):
     with _Unchanged(vae), pytest.raises(ValueError, match="Input X contains NaN") as at:
