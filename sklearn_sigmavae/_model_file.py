@@ -144,6 +144,8 @@ def describe(estimator):
         "noise": _describe_object(model.noise, "noise", "noise", arrays),
         "structure": encode(list(model.structure.items()), "structure", arrays),
         **{name.removesuffix("_"): getattr(model, name) for name in OUTCOME},
+        # A file of format 1, from which the model may come, has none.
+        "start_score": None if math.isnan(model.start_score_) else model.start_score_,
         "n_iter": estimator.n_iter_,
         "output": getattr(estimator, "_sklearn_output_config", {}).get("transform"),
     }
@@ -438,6 +440,9 @@ def _restore_gain(header):
     """Score of the start and best epoch, which files of format 1 do not have."""
     if header.take("format", int) < 2:
         return math.nan, int(header.number("n_iter"))
+    score = header["start_score"]
+    if score is None:
+        return math.nan, int(header.number("best_epoch"))
     score = header.take("start_score", (int, float))
     if not math.isfinite(score):
         raise ModelFileError(f"its 'start_score' is {score}.")
@@ -447,11 +452,12 @@ def _restore_gain(header):
 def _restore_tails(arrays, n_features, n_components):
     """What carries the model on, or None."""
     shapes = {
-        "decoder": (n_features, n_components),
-        "gain": (n_components,),
+        "axes": (n_features, n_components),
+        "variances": (n_components,),
+        "noise_variance": (),
         "low": (n_features,),
         "high": (n_features,),
-        "limit": (n_components,),
+        "limit": (),
     }
     tails = {
         name: arrays[f"tails.{name}"] for name in shapes if f"tails.{name}" in arrays
@@ -461,7 +467,7 @@ def _restore_tails(arrays, n_features, n_components):
     kinds = {name: (array.shape, array.dtype) for name, array in tails.items()}
     if kinds != {name: (shape, np.float32) for name, shape in shapes.items()}:
         raise ModelFileError("its tails are not those of its network.")
-    if not ((tails["low"] <= tails["high"]).all() and (tails["limit"] > 0).all()):
+    if not ((tails["low"] <= tails["high"]).all() and tails["limit"] > 0):
         raise ModelFileError("its tails have no range.")
     return LinearTails(
         **{name: torch.from_numpy(array) for name, array in tails.items()}

@@ -206,51 +206,57 @@ class LinearTails(nn.Module):
     """What carries a model on, linearly, beyond where its training data was.
 
     Networks know nothing of what is out there, and one far row would decide a mean
-    score. They see a far row, or code, moved to the edge of the training data's range,
-    and how far it was moved goes through the linear model that the training started
-    at: far out, the model is probabilistic PCA.
+    score. They see a far row moved to the edge of the range of the training data, and a
+    far code shortened to the norm of those of the training data. How far it was moved
+    goes through the optimal linear model, so that far out the model is probabilistic
+    PCA.
 
     Parameters
     ----------
-    decoder : torch.Tensor of shape (n_features, n_components)
-        Weights of the linear model's decoder.
-    gain : torch.Tensor of shape (n_components,)
-        Its encoder has the same directions, times these.
+    axes : torch.Tensor of shape (n_features, n_components)
+        Principal axes of the training data; zero where there are fewer.
+    variances : torch.Tensor of shape (n_components,)
+        Variances along them, in internal units.
+    noise_variance : torch.Tensor of shape ()
+        The tau of the linear model.
     low, high : torch.Tensor of shape (n_features,)
         Range of the training data, in internal units.
-    limit : torch.Tensor of shape (n_components,)
-        Size of the codes up to which they are not far.
+    limit : torch.Tensor of shape ()
+        Norm of the codes up to which they are not far.
     """
 
-    def __init__(self, decoder, gain, low, high, limit):
+    def __init__(self, axes, variances, noise_variance, low, high, limit):
         super().__init__()
         # They move with the module, but training neither saves nor restores them.
-        self.register_buffer("decoder", decoder, persistent=False)
-        self.register_buffer("gain", gain, persistent=False)
+        self.register_buffer("axes", axes, persistent=False)
+        self.register_buffer("variances", variances, persistent=False)
+        self.register_buffer("noise_variance", noise_variance, persistent=False)
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
         self.register_buffer("limit", limit, persistent=False)
 
-    def set_weights(self, encoder, decoder):
-        """Take the weights of another linear model."""
-        self.decoder = decoder
-        # Columns of unused components are zero in both.
-        squares = decoder.square().sum(dim=0)
-        self.gain = (encoder * decoder.mT).sum(dim=1) / squares.where(squares > 0, 1.0)
+    @property
+    def _amplitudes(self):
+        """Sizes of the columns of the linear decoder."""
+        return (self.variances - self.noise_variance).clamp_min(0.0).sqrt()
 
     def split_rows(self, x):
         """Rows moved to the edge, and what that takes from their codes, or None."""
         inside = x.clamp(self.low, self.high)
         if torch.equal(inside, x):
             return x, None
-        return inside, (x - inside) @ self.decoder * self.gain
+        # Of unused components the amplitude is zero, and so may be the variance.
+        tiny = torch.finfo(self.variances.dtype).tiny
+        gain = self._amplitudes / self.variances.clamp_min(tiny)
+        return inside, (x - inside) @ self.axes * gain
 
     def split_codes(self, z):
-        """Codes moved to the edge, and what that takes from locations, or None."""
-        inside = z.clamp(-self.limit, self.limit)
-        if torch.equal(inside, z):
+        """Codes shortened, and what that takes from their locations, or None."""
+        factor = (self.limit / z.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+        if (factor == 1).all():
             return z, None
-        return inside, (z - inside) @ self.decoder.mT
+        inside = factor * z
+        return inside, (z - inside) * self._amplitudes @ self.axes.mT
 
 
 class VAE(nn.Module):

@@ -9,7 +9,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, PassthroughScoring
+from skorch.callbacks import Callback
 from skorch.utils import TeeGenerator, is_dataset, to_numpy, to_tensor
 
 from . import _device
@@ -461,10 +461,6 @@ class KeepBest(Callback):
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Take the start for the best, unless a checkpoint has brought a better."""
         loss = np.asarray(net.start_loss_)
-        for _, callback in net.callbacks_:
-            if isinstance(callback, PassthroughScoring) and not callback.on_train:
-                # The history marks the epochs that are better than all before.
-                callback.best_score_ = min(callback.best_score_, net.start_loss_)
         if hasattr(self, "_weights"):
             return
         self._best_loss = np.where(np.isnan(loss), math.inf, loss)
@@ -480,6 +476,7 @@ class KeepBest(Callback):
         runs = self._runs
         self.n_epochs_ = self.n_epochs_ + runs
         improved = runs & (loss < self._best_loss)
+        net.history.record("improved", improved if improved.ndim else bool(improved))
         self._best_loss = np.where(improved, loss, self._best_loss)
         if improved.any():
             self._keep(net, improved)
@@ -514,11 +511,13 @@ class KeepBest(Callback):
     def is_rising(self):
         """ndarray of bool : Whether the held-out loss still fell when training ended.
 
-        It cannot be seen without patience, which is without a constant rate.
+        With one cycle, which has no patience, every loss flattens, and nothing can be
+        seen.
         """
-        if self.patience is None or self.n_epochs_.max() <= self.patience:
+        if self.patience is None or self.n_epochs_.max() < 2:
             return np.zeros(self._misses.shape, dtype=bool)
-        return self._runs
+        recent = self.n_epochs_ - self.best_epoch <= self.n_epochs_ // 10
+        return self._runs & recent
 
     @property
     def any_has_ended(self):

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from ._batches import EvaluationBatches, Selection
 from ._bound import kl_divergence
 from ._device import matmul_precision
 from ._net import DivergenceError, divergence_error
+from ._pca_init import noise_variance
 from ._start import MIN_LEARNED_SCALE, NUMBERS_FOR_START
 
 # Components with less KL than this, in nats, count as unused.
@@ -31,15 +32,20 @@ _LARGE_RESIDUAL = 10
 # rounded to about a tenth of sigma.
 _LARGE_COLUMN = 2**20
 
-# Codes count as far if they exceed those of the training rows by more than this factor,
-# three standard deviations included.
-_CODE_MARGIN = 1.25
+# By how much the norm of a draw from a posterior may exceed its root mean square: its
+# standard deviation is below 0.71, that of the prior.
+_NORM_MARGIN = 2.0
 
 _KEPT_START = (
     "No epoch improved on the start of the training, which is kept: best_epoch_ is 0. "
     "On the held-out rows the networks gain nothing over {}. More rows, a smaller "
     "network (hidden_layer_sizes), weight decay (optimizer='adamw') or another sigma "
     "may help."
+)
+
+_WORSE = (
+    "Training ended below its start (start_score_). Lower learning_rate, or set "
+    "early_stopping=True, which keeps the best weights."
 )
 
 _STILL_RISING = (
@@ -90,7 +96,9 @@ def conclude(net, start, plan, rows, held_out):
         net.reconstruction_error_ = error
         if start.tails is not None:
             tails = start.tails.to(net.device)
-            tails.limit = _largest_codes(vae, Selection(rows), tails.limit)
+            tau = noise_variance(criterion.noise, criterion.scale, start.params.beta)
+            tails.noise_variance = torch.full_like(tails.limit, tau)
+            tails.limit = _largest_code(vae, Selection(rows), tails.limit)
             vae.tails = tails
     net.remarks_ = []
     if plan.reports:
@@ -107,6 +115,7 @@ def _check_end(net, some, held_out, plan):
         return
     if held_out is not None:
         loss = net.validation_loss(held_out)
+    net.end_loss_ = loss
     unit = max(abs(net.start_loss_), net.module_.layout.n_features)
     if loss > net.start_loss_ + _DIVERGED * unit:
         raise DivergenceError(
@@ -117,28 +126,46 @@ def _check_end(net, some, held_out, plan):
         )
 
 
-def _remarks(net, start, plan, residual):
-    """Category and text of what a user should know of a fit that has not failed.
+class Remark(NamedTuple):
+    """What a user should know of a fit that has not failed.
 
-    `residual` is the typical one, in internal units.
+    Attributes
+    ----------
+    category : type
+        Category of the warning.
+    text : str
+        Its text.
+    of_sigma : bool
+        Whether it is about the choice of sigma, which a search over sigma makes.
     """
+
+    category: type
+    text: str
+    of_sigma: bool = False
+
+
+def _remarks(net, start, plan, residual):
+    """Remarks on a fit; `residual` is the typical one, in internal units."""
     params, criterion, vae = start.params, net.criterion_, net.module_
     if plan.early_stopping and plan.epochs and not net.best_epoch_ and start.can_gain:
-        yield ConvergenceWarning, _KEPT_START.format(start.origin)
+        yield Remark(ConvergenceWarning, _KEPT_START.format(start.origin))
     if net.is_rising_ and not params.warm_start:
-        yield ConvergenceWarning, _STILL_RISING
+        yield Remark(ConvergenceWarning, _STILL_RISING)
+    if plan.epochs and not plan.early_stopping and net.end_loss_ > net.start_loss_ + 1:
+        yield Remark(ConvergenceWarning, _WORSE)
     if criterion.scale is None or criterion.learns_scale:
         return
     deviation = criterion.scale * math.sqrt(criterion.noise.variance_factor)
     if residual > _LARGE_RESIDUAL * deviation:
-        sigma = np.mean(params.sigma)
-        yield (
+        sigma = criterion.scale * vae.units.mean_scale
+        yield Remark(
             UserWarning,
             f"Residuals of typical rows are {residual / deviation:.2g} times as large "
             f"as the noise that sigma={sigma:.3g} stands for, so that the score is "
             "that of the misfit. A sigma near the residuals is about "
             f"{sigma * residual / deviation:.2g}; more components, or more epochs, "
             "would make them smaller.",
+            of_sigma=True,
         )
     if vae.units.low is None:
         return
@@ -147,7 +174,7 @@ def _remarks(net, start, plan, residual):
     if len(reach) > 1 and reach[widest] > _LARGE_COLUMN * deviation:
         names = getattr(params, "feature_names_in_", None)
         name = widest if names is None else repr(names[widest])
-        yield (
+        yield Remark(
             UserWarning,
             f"Column {name} reaches {reach[widest] / deviation:.2g} times sigma from "
             "its mean, more than training in float32 resolves: the networks see little "
@@ -157,15 +184,21 @@ def _remarks(net, start, plan, residual):
 
 
 def gather_remarks(remarks, n_fits):
-    """Issue one warning for each remark that fits of a search have in common.
+    """Issue one warning for each kind of remark that fits of a search have in common.
 
     A grid of sigma is there to find the one that suits the residuals, so that what is
     said of one sigma is left out.
     """
-    for (category, text), n in Counter(remarks).items():
-        if category is ConvergenceWarning:
+    kinds = {}
+    for remark in remarks:
+        # They may differ in numbers.
+        kinds.setdefault(tuple(remark.text.split()[:3]), []).append(remark)
+    for found in kinds.values():
+        category, text, of_sigma = found[0]
+        if not of_sigma:
+            text = f"In {len(found)} of {n_fits} fits: {text}"
             # Past fit and scikit-learn's wrapper of it.
-            warnings.warn(f"In {n} of {n_fits} fits: {text}", category, stacklevel=4)
+            warnings.warn(text, category, stacklevel=4)
 
 
 def _warn_of_least_scale(scale):
@@ -215,13 +248,13 @@ def _residuals(vae, noise, selection):
     return np.concatenate(of_rows), float(error)
 
 
-def _largest_codes(vae, selection, limit):
-    """Sizes up to which codes are not far, `limit` at least."""
+def _largest_code(vae, selection, limit):
+    """Norm up to which codes are not far, `limit` at least."""
     step = math.ceil(len(selection) * vae.layout.n_features / NUMBERS_FOR_START)
     selection = Selection(selection.rows, selection.index[::step])
     with torch.no_grad():
         for x, _ in EvaluationBatches(selection, vae, 2):
             mean, log_var = vae.encode(x)
-            size = (mean.abs() + 3 * torch.exp(0.5 * log_var)).amax(dim=0)
-            limit = torch.maximum(limit, _CODE_MARGIN * size)
+            norm = (mean.square() + log_var.exp()).sum(dim=1).sqrt()
+            limit = torch.maximum(limit, norm.max() + _NORM_MARGIN)
     return limit

@@ -522,17 +522,11 @@ def _moved(start, model):
     scale = internal_scale(model.sigma, units)
     if model.init == "pca":
         axes = start.data.axes(units, model.n_components, start.seed)
-        tau = noise_variance(noise, scale, model.beta)
         move_along_pca(
             vae,
             axes,
             noise_variance(noise, start.criterion.scale, model.beta),
-            tau,
+            noise_variance(noise, scale, model.beta),
         )
-        if tails is not None:
-            encoder, _, decoder = axes.start(tau, vae.n_components)
-            tails.set_weights(
-                torch.from_numpy(encoder).float(), torch.from_numpy(decoder).float()
-            )
     criterion = NegativeBound(noise, model.beta, scale, units.log_volume)
     return replace(start, params=model, vae=vae, criterion=criterion, tails=tails)

@@ -203,18 +203,20 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         The skorch net that trained it; absent after :meth:`load`.
     history_ : skorch.history.History
         Training history: a row for each epoch, with ``train_loss`` and, if rows were
-        held out, ``valid_loss``, minus the bound in nats per row, and
-        ``valid_loss_best``, whether it improves on all before, the start included. It
-        takes fewer points than :meth:`score`, and may differ from that by a tenth of a
-        nat.
+        held out, ``valid_loss``, minus the bound (its KL term weighted by ``beta``) in
+        nats per row. It takes fewer points than :meth:`score`, and may differ from
+        that by a tenth of a nat. With ``early_stopping``, ``improved`` marks the epochs
+        that are better than all before and than the start, which ``valid_loss_best``
+        of skorch does not know.
     n_iter_ : int
         Number of epochs run.
     start_score_ : float
-        Bound in nats per row that the last call of :meth:`fit` or :meth:`partial_fit`
-        began with: with ``init="pca"`` that of PCA at this `sigma`. It is the mean
-        over the held-out rows, or without them over about 1000 training rows, and
-        compares with minus ``valid_loss`` in ``history_``; NaN if the file that the
-        model comes from does not have it.
+        Objective, in nats per row, that the last call of :meth:`fit` or
+        :meth:`partial_fit` began with: the bound, with its KL term weighted by
+        ``beta``; with ``init="pca"`` that of PCA at this `sigma`. It is the mean over
+        the held-out rows, or without them over about 1000 training rows, and compares
+        with minus ``valid_loss`` in ``history_``; NaN if the file that the model comes
+        from, of an earlier version, does not have it.
     best_epoch_ : int
         Epoch of that call, from 1, whose weights are kept; 0 is the start.
     n_active_components_ : int
@@ -462,8 +464,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         self._fit(X, X_val=X_val)
         # When all is done, so that nothing is lost where warnings are errors.
-        for category, text in self.net_.remarks_:
-            warnings.warn(text, category, stacklevel=3)
+        for remark in self.net_.remarks_:
+            warnings.warn(remark.text, remark.category, stacklevel=3)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)

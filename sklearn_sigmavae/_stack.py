@@ -215,6 +215,6 @@ class StackNet(BoundNet):
 
 def _of_member(row, i):
     return {
-        name: float(value[i]) if getattr(value, "ndim", 0) else value
+        name: value[i].item() if getattr(value, "ndim", 0) else value
         for name, value in row.items()
     }

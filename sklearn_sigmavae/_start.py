@@ -33,12 +33,13 @@ NUMBERS_FOR_START = 2**23
 # But never fewer rows than this for each component.
 ROWS_PER_COMPONENT = 8
 
-# Codes of this size are never far: the prior's bulk.
-BULK_OF_PRIOR = 4.0
+# How far beyond their root mean square, sqrt(k), the norms of the prior's draws reach.
+BULK_OF_PRIOR = 3.0
 
-# Rows of this size are far from those of the first fit, whose size, in internal units,
-# is one.
+# Rows of this size, or one over it, are far from those of the first fit, whose size, in
+# internal units, is one. Of few rows the size may be small by chance.
 FAR = 30.0
+FEW_ROWS = 10
 FIRST_CHUNK = (
     "Start anew with a first chunk that is like all data: shuffled, of at least a few "
     "hundred rows, and not constant or quiet."
@@ -248,7 +249,7 @@ def prepare(params, data, seeds, previous=None):
         vae, scale = _start(params, data, noise, learns_sigma, seed)
         tails = None
         if params.init == "pca" and noise.has_scale:
-            tails = linear_tails(vae)
+            tails = linear_tails(vae, data.axes(vae.units, vae.n_components, seed))
             known["origin"] = "the linear model, PCA at this sigma"
     criterion = NegativeBound(
         noise,
@@ -260,21 +261,23 @@ def prepare(params, data, seeds, previous=None):
     return Start(params, data, vae, criterion, seed, split_seed, tails, **known)
 
 
-def linear_tails(vae):
-    """Tails of a model that is its linear path, to be fitted once it is trained.
+def linear_tails(vae, axes):
+    """Tails of a model that started at PCA, as far as they are known before training.
 
-    None if it has nothing else.
+    None if the model is linear itself.
     """
     if vae.encoder.network is None and vae.decoder.network is None:
         return None
-    low, high = _edges(vae.units.low, vae.units.high)
-    limit = torch.full((vae.n_components,), BULK_OF_PRIOR, dtype=torch.float32)
-    tails = LinearTails(None, None, low, high, limit)
-    encoder, decoder = (
-        path.linear.weight.detach().clone() for path in (vae.encoder, vae.decoder)
+    found, n_axes = np.zeros((vae.n_components, vae.layout.n_features)), len(axes.axes)
+    variances = np.zeros(vae.n_components)
+    found[:n_axes], variances[:n_axes] = axes.axes, axes.eigenvalues
+    return LinearTails(
+        torch.tensor(found.T, dtype=torch.float32),
+        torch.tensor(variances, dtype=torch.float32),
+        torch.tensor(0.0, dtype=torch.float32),
+        *_edges(vae.units.low, vae.units.high),
+        torch.tensor(vae.n_components**0.5 + BULK_OF_PRIOR, dtype=torch.float32),
     )
-    tails.set_weights(encoder, decoder)
-    return tails
 
 
 def _is_far(units, X):
@@ -283,14 +286,18 @@ def _is_far(units, X):
         float(units.to_internal(X[block]).double().square().sum())
         for block in blocks(X)
     )
-    if not squares > FAR**2 * X.size:
+    size = math.sqrt(squares / X.size)
+    is_small = len(X) >= FEW_ROWS and size < 1 / FAR
+    # A size may be infinite.
+    if not (size > FAR or is_small):
         return False
     warnings.warn(
-        "These rows are far larger, or farther from their mean, than those of the "
-        f"first chunk or fit, which fixed the units of the networks. {FIRST_CHUNK}",
+        f"These rows are far {'smaller' if is_small else 'larger'} than those of the "
+        "first chunk or fit, which fixed the units of the networks. "
+        f"{FIRST_CHUNK}",
         stacklevel=2,
     )
-    return True
+    return not is_small
 
 
 def _edges(low, high):

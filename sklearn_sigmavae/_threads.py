@@ -26,6 +26,7 @@ class _LimitedThreads(threading.local):
 
     lock = threading.Lock()
     n_active = 0
+    n_forks = 0
     allowed = None
     depth = 0
 
@@ -44,18 +45,23 @@ class _LimitedThreads(threading.local):
             self.depth += 1
             wanted = max(1, int(n_operations / OPERATIONS_PER_THREAD))
             torch.set_num_threads(min(cls.allowed, wanted))
+            n_forks = cls.n_forks
         try:
             yield
         finally:
             with self.lock:
-                self.depth -= 1
-                cls.n_active -= 1
-                torch.set_num_threads(before)
+                # In a child that was forked inside, which keeps to one thread, no call
+                # is active.
+                if n_forks == cls.n_forks:
+                    self.depth -= 1
+                    cls.n_active -= 1
+                    torch.set_num_threads(before)
 
     def forget(self):
         """Start anew, in a forked process, where no call is active."""
         cls = type(self)
         cls.lock, cls.n_active, self.depth = threading.Lock(), 0, 0
+        cls.n_forks += 1
 
 
 limited_threads = _LimitedThreads()
@@ -84,12 +90,13 @@ def count_operations(vae):
     hooks = [layer.register_forward_hook(record) for layer in layers]
     weight = next(vae.parameters())
     x = weight.new_zeros((2, vae.layout.n_features))
-    training = vae.training
+    modes = [(module, module.training) for module in vae.modules()]
     try:
         with torch.no_grad():
             vae.eval().decode(vae.encode(x)[0])
     finally:
-        vae.train(training)
+        for module, mode in modes:
+            module.training = mode
         for hook in hooks:
             hook.remove()
     return total / 2

@@ -86,7 +86,7 @@ def train_prepared(start, plan, callbacks=(), previous=None, checkpoint=None):
     device = resolve_device(params.device)
     with (
         explain_out_of_memory(device, params.batch_size),
-        _explain_divergence(start),
+        _explain_failure(start),
         _threads_of_steps([start], device),
     ):
         callbacks = [*callbacks] if checkpoint is None else [*callbacks, checkpoint]
@@ -176,11 +176,19 @@ def train_stack(starts, plan, callbacks=()):
 
 
 @contextmanager
-def _explain_divergence(start):
-    """Context in which divergence that the units cause is said to come from them."""
+def _explain_failure(start):
+    """Context in which errors name what causes them: units, or batches of one row."""
     try:
         yield
-    except DivergenceError as error:
+    except ValueError as error:
+        if "more than 1 value per channel" in str(error):
+            raise ValueError(
+                "The network has a batch normalization, which needs batches of 2 rows "
+                f"or more. There are {len(start.data.X)} rows, and batch_size="
+                f"{start.params.batch_size}. Pass more rows, or raise batch_size."
+            ) from error
+        if not isinstance(error, DivergenceError):
+            raise
         if not start.is_far:
             raise
         raise DivergenceError(

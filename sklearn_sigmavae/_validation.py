@@ -50,6 +50,10 @@ def check_rows(estimator, X, layout, name="X", **kwargs):
 
 def check_samples(estimator, X, name="X", **kwargs):
     """Data as an array of a type that is trained on; see :func:`check_rows`."""
+    if type(X).__name__ == "LazyFrame":
+        raise TypeError(
+            f"{name} is a LazyFrame, which has no rows yet. Pass {name}.collect()."
+        )
     X = as_samples(X)
     if count_dims(X) > 2:
         # scikit-learn would take the height of an image for its features.
@@ -230,8 +234,8 @@ def warn_if_far(X, X_val):
             "only on request: with sklearn.set_config(enable_metadata_routing=True), "
             "SigmaVAE().set_fit_request(X_val=True) and "
             "Pipeline(..., transform_input=['X_val']).",
-            # Past _check_training_data, fit and scikit-learn's wrapper of it.
-            stacklevel=5,
+            # Past _check_training_data, _fit, fit and scikit-learn's wrapper of it.
+            stacklevel=6,
         )
 
 
@@ -252,11 +256,11 @@ def in_feature_order(values, names, parameter):
     ----------
     values : object
         What a user passes for one value per feature. A Series, and the columns of a
-        DataFrame, of pandas or polars, have labels: names, or column numbers. A
+        DataFrame, of pandas or polars, have labels; 0, 1, ... in order are none. A
         DataFrame of one row stands for a Series, which polars does not label.
     names : ndarray of shape (n_features,) or None
         Names of the features, if the data has some. Without them labels that are
-        names do not change the order.
+        strings, as a scaler before leaves them behind, do not change the order.
     parameter : str
         What the values are, for the message.
 
@@ -284,10 +288,17 @@ def in_feature_order(values, names, parameter):
             array = values.to_numpy(dtype=np.float64, na_value=np.nan)
     if n_dims == 2 and len(array) == 1:
         array = array[0]
-    if set(labels) == set(range(len(labels))):
-        names = range(len(labels))
-    elif names is None or list(names) == labels:
+    numbers = list(range(len(labels)))
+    if labels == numbers or (names is not None and list(names) == labels):
         return array
+    if names is None:
+        if all(isinstance(label, str) for label in labels):
+            return array
+        raise ValueError(
+            f"{parameter} has the labels {str(labels[:5])[1:-1]}, by which it cannot "
+            "be matched to X, whose columns have no names that are strings. Pass an "
+            "array in the order of the columns, or give them such names."
+        )
     place = {label: i for i, label in enumerate(labels)}
     missing, extra = Counter(names) - Counter(labels), Counter(labels) - Counter(names)
     if missing or extra or len(place) < len(labels):

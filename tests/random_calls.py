@@ -39,9 +39,12 @@ ERRORS = [
     r"noise_scale is \S+ times the scale of the data, out of the range of float32",
     r"noise='bernoulli' needs data in \[0, 1\], but X ranges from",
     r"Noise of a scale needs noise models that have one",
+    r"The noise of this model, BernoulliNoise\(\), has no scale",
     r"init='pca' starts the linear path, which linear_path=False removes",
     r"The convolutional network of SigmaVAE needs images of at least 4 x 4 pixels",
     r"Training diverged: (the loss is|the weights are) no longer finite",
+    r"Training diverged: the bound fell from .* to .* nats per row",
+    r"Training diverged since its rows are far larger than those of the first chunk",
     r"A fit that continues from an earlier one .* cannot change ",
 ]
 
@@ -49,6 +52,12 @@ WARNINGS = [
     r"X is constant: no component has anything to encode",
     r"No component is in use at the start: sigma=",
     r"sigma='mle' reached its lower limit",
+    r"No epoch improved on the start",
+    r"The held-out bound was still rising",
+    r"Residuals of typical rows are",
+    r"Column \d reaches .* times sigma from its mean",
+    r"These rows are far larger",
+    r"X_val lies far outside of X",
 ]
 
 

@@ -122,7 +122,7 @@ def test_a_step_that_cannot_be_captured_runs_eagerly(twin, monkeypatch, trouble)
         setattr(twin, name, value)
     with pytest.warns(UserWarning, match=r"could not be captured.*capturing$") as found:
         captured = small_vae().fit(ROWS)
-    assert len(found) == 1
+    assert sum("could not be captured" in str(w.message) for w in found) == 1
     assert twin.n_captured == 0
     monkeypatch.undo()
     eager = small_vae().fit(ROWS)

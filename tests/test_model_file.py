@@ -463,3 +463,14 @@ def test_golden_files_load_for_ever(path):
     assert isinstance(vae.noise_, NoiseModel)
     assert vae.n_iter_ == len(vae.history_)
     clone(vae).set_params(max_iter=1).fit(rows)
+
+
+@pytest.mark.parametrize("path", golden_files(), ids=lambda p: p.stem)
+def test_models_of_old_files_can_be_saved_again(path, tmp_path):
+    vae = SigmaVAE.load(path, device="cpu")
+    vae.save(tmp_path / "again.safetensors")
+    again = SigmaVAE.load(tmp_path / "again.safetensors", device="cpu")
+    assert np.isnan(again.start_score_)
+    assert again.best_epoch_ == vae.best_epoch_ == vae.n_iter_
+    codes = np.load(path.with_suffix(".npz"))["codes"]
+    assert np.array_equal(again.inverse_transform(codes), vae.inverse_transform(codes))

@@ -671,3 +671,11 @@ def test_momentum_of_a_partial_is_used():
     assert not same_weights(weights(plain), weights(vae))
     copied = pickle.loads(pickle.dumps(vae))
     assert np.array_equal(copied.transform(X), vae.transform(X))
+
+
+def test_batch_normalisation_of_one_row_is_explained():
+    vae = small_vae(network=BatchNormNetwork()).fit(X)
+    with pytest.raises(
+        ValueError, match=r"2 rows or more\. There are 1 rows.*Pass more"
+    ):
+        vae.partial_fit(X[:1])

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
@@ -39,7 +40,7 @@ def test_a_start_that_is_kept_is_reported(lr_schedule):
     for way_out in ("PCA", "hidden_layer_sizes", "adamw", "sigma"):
         assert way_out in message
     assert vae.best_epoch_ == 0
-    assert not any(vae.history_[:, "valid_loss_best"])
+    assert not any(vae.history_[:, "improved"])
     start = small_vae(max_iter=0).fit(X)
     assert np.array_equal(vae.score_samples(X), start.score_samples(X))
     assert vae.start_score_ == start.start_score_
@@ -56,7 +57,7 @@ def test_a_gain_is_among_the_attributes_and_marked_in_the_history():
     # The held-out bound of an epoch takes fewer points than a score.
     assert vae.start_score_ == pytest.approx(start.score(held_out), abs=0.2)
     best = np.minimum.accumulate([-vae.start_score_, *losses])
-    assert vae.history_[:, "valid_loss_best"] == (losses < best[:-1]).tolist()
+    assert vae.history_[:, "improved"] == (losses < best[:-1]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,14 @@ def test_a_start_that_is_not_linear_is_not_called_pca():
     assert "PCA" not in text
 
 
+def test_a_search_reports_a_column_that_hides_the_others():
+    rows = np.c_[curved_rows(60), 1e9 * low_rank_rows(60, 1, rank=1)]
+    search = BatchedGridSearchCV(small_vae(), {"sigma": [0.1, 0.2]}, cv=2, refit=False)
+    texts = fit_and_catch(search, rows)
+    assert sum("Column 4 reaches" in text for text in texts) == 1
+    assert not any("Residuals" in text for text in texts)
+
+
 def test_a_search_gathers_what_its_fits_report():
     vae = small_vae(learning_rate=0.5, max_iter=4)
     search = BatchedGridSearchCV(vae, {"sigma": [0.3, 0.4]}, cv=3, refit=False)
@@ -97,12 +106,31 @@ def test_a_search_gathers_what_its_fits_report():
 
 
 def test_a_constant_rate_that_ends_too_early_is_reported():
-    params = {"sigma": 0.1, "hidden_layer_sizes": (32,), "n_iter_no_change": 2}
+    params = {"sigma": 0.1, "hidden_layer_sizes": (32,)}
     vae = small_vae(lr_schedule="constant", max_iter=6, **params)
     with pytest.warns(ConvergenceWarning, match=r"still rising.*Increase max_iter"):
         vae.fit(curved_rows(200))
     vae.set_params(lr_schedule="one_cycle")
     assert fit_and_catch(vae, curved_rows(200)) == []
+
+
+def test_a_constant_rate_whose_best_epoch_is_long_past_is_not_called_rising():
+    vae = small_vae(
+        sigma=0.1,
+        lr_schedule="constant",
+        max_iter=60,
+        n_iter_no_change=100,
+        learning_rate=5e-2,
+    )
+    texts = fit_and_catch(vae, curved_rows(60))
+    assert vae.n_iter_ - vae.best_epoch_ > 6
+    assert not any("still rising" in text for text in texts)
+
+
+def test_an_end_below_the_start_is_reported():
+    vae = small_vae(learning_rate=0.2, early_stopping=False, max_iter=10)
+    with pytest.warns(ConvergenceWarning, match=r"below its start.*early_stopping"):
+        vae.fit(low_rank_rows(400, 8, rank=3))
 
 
 def test_a_finite_end_far_below_the_start_is_a_divergence():
@@ -120,7 +148,11 @@ def test_a_finite_end_far_below_the_start_is_a_divergence():
 # Sigma
 
 
-@pytest.mark.parametrize("sigma", [1e-3, [1e-3] * 5], ids=["one", "each"])
+@pytest.mark.parametrize(
+    "sigma",
+    [1e-3, [1e-3] * 5, pl.Series([1e-3] * 5), pd.Series([1e-3] * 5)],
+    ids=["one", "each", "polars", "pandas"],
+)
 def test_a_sigma_far_below_the_residuals_is_reported(sigma):
     rows = low_rank_rows(200, rank=4)
     texts = fit_and_catch(small_vae(sigma=sigma, n_components=1), rows)
@@ -195,6 +227,20 @@ def test_log_variances_are_bounded_above_zero_only():
     bounded.sum().backward()
     slopes = [1.0, 1.0, 1.0, 1 / 2, 1 / 39.8]
     np.testing.assert_allclose(log_var.grad, slopes, rtol=1e-6)
+
+
+@pytest.mark.parametrize("params", [{"sigma": "mle"}, {"warm_start": True}], ids=str)
+def test_the_tails_are_those_of_the_sigma_in_use(params):
+    """Also where it is learned, or another than training started with."""
+    rows = heavy_rows()
+    vae = small_vae(**{"sigma": 0.5, "n_components": 3, "max_iter": 20} | params)
+    if "warm_start" in params:
+        vae.fit(rows).set_params(sigma=0.2)
+    vae.fit(rows)
+    start = small_vae(sigma=vae.sigma_, n_components=3, max_iter=0).fit(rows)
+    far = 1e5 * rows[:3]
+    ratio = vae.score_samples(far) / start.score_samples(far)
+    np.testing.assert_allclose(ratio, 1, atol=0.01)
 
 
 @pytest.mark.parametrize("factor", [3, 10, 100, 1000])
@@ -282,7 +328,7 @@ def test_a_first_chunk_unlike_the_others_is_named(first):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no component sees anything
         vae.partial_fit(chunk)
-    with pytest.warns(UserWarning, match=r"larger.* first chunk.*shuffled"):
+    with pytest.warns(UserWarning, match=r"far larger.* first chunk.*shuffled"):
         error = first_error(vae, rows)
     # Of constant rows the unit is 1, with which training goes on.
     assert first == "constant" or "first chunk or fit, which fixed the units" in error
@@ -293,3 +339,10 @@ def test_ordinary_chunks_are_not_remarked_on():
     vae = small_vae(n_components=6)
     for chunk in np.array_split(rows, 6):
         vae.partial_fit(chunk)
+
+
+def test_a_first_chunk_that_is_loud_is_named():
+    rows = low_rank_rows(100)
+    vae = small_vae().partial_fit(1e4 * rows)
+    with pytest.warns(UserWarning, match=r"far smaller.* first chunk"):
+        vae.partial_fit(rows - rows.mean(axis=0) + 1e4 * rows.mean(axis=0))

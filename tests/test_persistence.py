@@ -271,7 +271,7 @@ def _set(header, key, value):
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        ("format", 2, "later version, 99.0. Upgrade"),
+        ("format", 3, "later version, 99.0. Upgrade"),
         ("format", "1", "'format' is '1'"),
         ("n_components", 10**12, "number of components"),
         ("n_components", True, "'n_components' is True"),

@@ -198,7 +198,6 @@ def test_a_batched_search_scores_each_candidate(name, stacks):
     ],
     ids=str,
 )
-@pytest.mark.filterwarnings("ignore:.*still rising when max_iter")
 def test_estimators_with_other_parameters(params):
     grid = {"beta": [0.5, 2.0]} if "sigma" in params else GRID
     assert_same_results(*both(moving_vae(**params), grid))

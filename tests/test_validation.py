@@ -496,3 +496,11 @@ def test_deep_copies_are_not_touched_by_failures():
         vae.fit(X)
     assert copied.sigma_ == vae.sigma_ == 0.3
     assert np.array_equal(copied.transform(X), vae.transform(X))
+
+
+def test_a_lazy_frame_is_to_be_collected():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(X, schema=list("abcde"))
+    with pytest.raises(TypeError, match=r"LazyFrame.*X\.collect\(\)"):
+        small_vae().fit(frame.lazy())
+    assert small_vae().fit(frame).n_features_in_ == 5
