@@ -45,8 +45,8 @@ def workloads():
     small, wide = {"hidden_layer_sizes": (64, 64)}, {"hidden_layer_sizes": (512, 512)}
     return {
         "digits, 20 epochs, (64, 64)": fit(DIGITS, 20, **small),
-        "digits, 20 epochs, (256, 256)": fit(DIGITS, 20),
-        "2000 x 784, 3 epochs, (512, 512)": fit(WIDE, 3, **wide),
+        "digits, 5 epochs, (256, 256)": fit(DIGITS, 5),
+        "2000 x 784, 2 epochs, (512, 512)": fit(WIDE, 2, **wide),
         "digits, score, (64, 64)": call(DIGITS, "score_samples", **small),
         "digits, score, (256, 256)": call(DIGITS, "score_samples"),
         "2000 x 784, transform, (512, 512)": call(WIDE, "transform", **wide),

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-# Operations for which one more thread is started, in a training step or in a block of
-# rows of inference. The page on devices has the measurements behind it.
-OPERATIONS_PER_THREAD = 128e6
+# Operations of a forward pass, over a training batch or a block of rows in inference,
+# for each thread. The benchmark of threads has the measurements behind it.
+OPERATIONS_PER_THREAD = 40e6
 
 
 class _LimitedThreads(threading.local):
@@ -32,7 +32,7 @@ class _LimitedThreads(threading.local):
 
     @contextmanager
     def __call__(self, n_operations, device):
-        """Context for steps of about `n_operations` each, on a device."""
+        """Context for forward passes of about `n_operations` each, on a device."""
         if torch.device(device).type != "cpu":
             yield
             return
@@ -70,8 +70,7 @@ limited_threads = _LimitedThreads()
 def count_operations(vae):
     """Floating-point operations of encoding and decoding one row, about.
 
-    Those of the layers that have a matrix, or filters, of weights; of a training step
-    it takes three times as many for each row.
+    Those of the layers that have a matrix, or filters, of weights.
     """
     total = 0
 

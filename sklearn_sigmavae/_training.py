@@ -201,8 +201,7 @@ def _threads_of_steps(starts, device):
     """Context with the threads that training steps of these models deserve."""
     n_rows = min(starts[0].params.batch_size, len(starts[0].data.X))
     n_operations = sum(start.vae.n_operations for start in starts)
-    # The gradients take twice what the forward pass takes.
-    return limited_threads(3 * n_operations * n_rows, device)
+    return limited_threads(n_operations * n_rows, device)
 
 
 def _member(net, i, start, plan, rows, held_out, device):

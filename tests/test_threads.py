@@ -81,7 +81,7 @@ def training_threads(width, batch_size):
     vae = small_vae(network=SpiedMLP((width, width)), batch_size=batch_size, max_iter=1)
     rows = low_rank_rows(600, 20)
     seen = seen_in(lambda: vae.fit(rows))
-    step = 3 * vae.module_.n_operations * batch_size
+    step = vae.module_.n_operations * batch_size
     return seen, min(4, max(1, int(step / OPERATIONS_PER_THREAD)))
 
 
