@@ -41,7 +41,7 @@ from ._refine import (
     refined_means,
     refined_posterior,
 )
-from ._start import TrainingData, check_scale_in_range
+from ._start import TrainingData, check_scale_in_range, warn_of_small_chunk
 from ._training import ONE_EPOCH, Plan, sigma_in_use, train_net
 from ._validation import (
     check_noise_scale,
@@ -501,7 +501,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Warns
         -----
         UserWarning
-            If the rows are far larger than those of the first chunk.
+            If the first chunk has fewer than 10 rows, or the rows are far larger, or
+            smaller, than those of the first chunk.
 
         Examples
         --------
@@ -522,6 +523,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             self._validate_params()
             minimum = 1 if continues else 2
             data = self._check_training_data(X, continues=continues, minimum=minimum)
+            if not continues:
+                warn_of_small_chunk(len(data.X))
             if not hasattr(self, "_random_state"):
                 self._random_state = check_random_state(self.random_state)
             self._train(data, self._random_state, ONE_EPOCH, continues)

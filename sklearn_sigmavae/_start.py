@@ -41,7 +41,7 @@ BULK_OF_PRIOR = 3.0
 FAR = 30.0
 FEW_ROWS = 10
 FIRST_CHUNK = (
-    "Start anew with a first chunk that is like all data: shuffled, of at least a few "
+    "Start with a first chunk that is like all data: shuffled, of at least a few "
     "hundred rows, and not constant or quiet."
 )
 
@@ -278,6 +278,16 @@ def linear_tails(vae, axes):
         *_edges(vae.units.low, vae.units.high),
         torch.tensor(vae.n_components**0.5 + BULK_OF_PRIOR, dtype=torch.float32),
     )
+
+
+def warn_of_small_chunk(n_rows):
+    """Warn if a first chunk has too few rows to fix units and a start by."""
+    if n_rows < FEW_ROWS:
+        warnings.warn(
+            f"The first chunk has {n_rows} rows, which fix the units of the networks "
+            f"and where training starts. {FIRST_CHUNK}",
+            stacklevel=4,
+        )
 
 
 def _is_far(units, X):

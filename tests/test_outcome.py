@@ -346,3 +346,12 @@ def test_a_first_chunk_that_is_loud_is_named():
     vae = small_vae().partial_fit(1e4 * rows)
     with pytest.warns(UserWarning, match=r"far smaller.* first chunk"):
         vae.partial_fit(rows - rows.mean(axis=0) + 1e4 * rows.mean(axis=0))
+
+
+def test_a_first_chunk_of_few_rows_is_named():
+    with pytest.warns(
+        UserWarning, match=r"first chunk has 2 rows.*few hundred"
+    ) as found:
+        vae = small_vae().partial_fit(X[:2])
+    assert found[0].filename == __file__
+    vae.partial_fit(X[:2])
