@@ -337,8 +337,11 @@ def test_a_first_chunk_unlike_the_others_is_named(first):
 def test_ordinary_chunks_are_not_remarked_on():
     rows = heavy_rows()
     vae = small_vae(n_components=6)
-    for chunk in np.array_split(rows, 6):
-        vae.partial_fit(chunk)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for chunk in np.array_split(rows, 6):
+            vae.partial_fit(chunk)
+    assert [str(warning.message) for warning in caught] == []
 
 
 def test_a_first_chunk_that_is_loud_is_named():
