@@ -42,7 +42,7 @@ from _workloads import Workload, load_images
 from threadpoolctl import threadpool_limits
 
 from sklearn_sigmavae import SigmaVAE
-from sklearn_sigmavae._device import matmul_precision
+from sklearn_sigmavae._model.settings import matmul_precision
 from sklearn_sigmavae.networks import MLP, Conv
 
 N_THREADS = 2

@@ -1,21 +1,15 @@
 """Variational autoencoders that behave like scikit-learn's PCA."""
 
-from ._net import DivergenceError
-from ._path import PowerLaw, SigmaPath, sigma_path
-from ._persistence import ModelFileError
+from ._errors import DivergenceError, ModelFileError
 from ._plot.denoising import DenoisingDisplay
 from ._plot.latent_space import LatentSpaceDisplay
 from ._plot.reconstruction import ReconstructionDisplay
 from ._plot.sigma_path import SigmaPathDisplay
-from ._search import BatchedGridSearchCV
+from ._selection.grid_search import BatchedGridSearchCV
+from ._selection.path import PowerLaw, SigmaPath, sigma_path
 from ._sigma_vae import SigmaVAE
 from ._version import __version__
-from .noise import (
-    BernoulliNoise,
-    GeneralizedNormalNoise,
-    NoiseModel,
-    equivalent_beta,
-)
+from .noise import BernoulliNoise, GeneralizedNormalNoise, NoiseModel, equivalent_beta
 
 __all__ = [
     "BatchedGridSearchCV",

@@ -5,8 +5,15 @@ import signal
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+from sklearn.datasets import (
+    load_breast_cancer,
+    load_diabetes,
+    load_digits,
+    load_iris,
+    load_wine,
+)
 from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNet
 from small_vae import low_rank_rows, small_vae
 
 from sklearn_sigmavae import SigmaVAE
@@ -17,6 +24,7 @@ _LOADERS = {
     "breast_cancer": load_breast_cancer,
     "diabetes": load_diabetes,
     "digits": load_digits,
+    "iris": load_iris,
     "wine": load_wine,
 }
 
@@ -67,6 +75,16 @@ def images(load):
 def of_images(images):
     """An estimator fitted to the first 1000 of them, which tests must not refit."""
     return SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(images[:1000])
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Fail as soon as any training starts."""
+
+    def fit_loop(*args, **kwargs):
+        pytest.fail("training started")
+
+    monkeypatch.setattr(NeuralNet, "fit_loop", fit_loop)
 
 
 @pytest.fixture

@@ -14,28 +14,20 @@ from packaging.utils import canonicalize_name
 
 PACKAGE = "sklearn-sigmavae"
 
-SITECUSTOMIZE = '''
-import sys
+SITECUSTOMIZE = """
+from importlib.machinery import PathFinder
 
 HIDDEN = {hidden!r}
+find_spec = PathFinder.find_spec
 
 
-class Hide:
-    """A finder that does not find what is hidden, as if it were not installed."""
-
-    def __init__(self, finder):
-        self._finder = finder
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in HIDDEN:
-            return self._finder.find_spec(name, path, target)
-
-    def __getattr__(self, name):
-        return getattr(self._finder, name)
+def find_unless_hidden(name, path=None, target=None):
+    if name.partition(".")[0] not in HIDDEN:
+        return find_spec(name, path, target)
 
 
-sys.meta_path[:] = map(Hide, sys.meta_path)
-'''
+PathFinder.find_spec = find_unless_hidden
+"""
 
 
 def installed_by(text):

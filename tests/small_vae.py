@@ -53,6 +53,40 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+class Unchanged:
+    """Context whose end checks that the fitted state of an estimator is the same."""
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+        self.attributes = self._fitted_attributes()
+        self.is_fitted = hasattr(estimator, "net_")
+        self.weights = weights(estimator) if self.is_fitted else {}
+        self.n_epochs = len(estimator.history_) if self.is_fitted else 0
+
+    def _fitted_attributes(self):
+        params = self.estimator.get_params(deep=False)
+        return {k: v for k, v in vars(self.estimator).items() if k not in params}
+
+    def check(self):
+        now = self._fitted_attributes()
+        assert now.keys() == self.attributes.keys()
+        assert all(now[name] is value for name, value in self.attributes.items())
+        if self.is_fitted:
+            assert same_weights(weights(self.estimator), self.weights)
+            assert len(self.estimator.history_) == self.n_epochs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.check()
+
+
+def rows_of(history, *, skipped=("dur", "batches")):
+    """History without what differs between equal fits, or what no file holds."""
+    return [{k: v for k, v in row.items() if k not in skipped} for row in history]
+
+
 def callback_of(estimator, cls):
     """The fit's own copy of a callback."""
     (found,) = [c for _, c in estimator.net_.callbacks_ if isinstance(c, cls)]

@@ -10,25 +10,15 @@ from sklearn_sigmavae import NoiseModel
 
 
 class StudentNoise(NoiseModel):
-    """Student's t: like the Gaussian near the location, with tails that forgive.
-
-    Parameters
-    ----------
-    degrees : float, default=4.0
-        Degrees of freedom, more than 2; the larger, the nearer to the Gaussian.
-    """
+    """Student's t with more than 2 degrees of freedom, whose tails forgive."""
 
     def __init__(self, degrees=4.0):
         self.degrees = degrees
 
     def validate(self):
         """Raise ``ValueError`` unless the variance is finite."""
-        n = self.degrees
-        if not isinstance(n, Real) or not 2 < n < math.inf:
-            raise ValueError(
-                "The 'degrees' of StudentNoise must be a finite number > 2. Got "
-                f"{n!r} instead."
-            )
+        if not isinstance(self.degrees, Real) or not 2 < self.degrees < math.inf:
+            raise ValueError("The 'degrees' of StudentNoise must be finite and > 2.")
 
     def energy(self, x, location, scale):
         """Part of minus the log-density that depends on the residual."""

@@ -1,16 +1,17 @@
 """Arrays of images: their shapes, their order of channels, their types, bad ones."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from small_vae import small_vae
 
-from sklearn_sigmavae import SigmaVAE
 from sklearn_sigmavae.networks import MLP, Conv
 
 
@@ -62,12 +63,10 @@ def test_every_method_keeps_shape_and_type(case, dtype, network):
     assert np.abs(restored - X).mean() < np.abs(X - X.mean()).mean()
     assert vae.sample(5, random_state=0).shape == (5, *X.shape[1:])
     assert vae.sample(2, add_noise=True, random_state=0).shape == (2, *X.shape[1:])
-    assert vae.score_samples(X).shape == (n,)
     assert vae.score(X) == pytest.approx(vae.score_samples(X).mean())
-    assert vae.kl_divergence(X).shape == (n, 3)
-    assert all(part.shape == (n, 3) for part in vae.posterior(X))
+    for codes in (vae.kl_divergence(X), *vae.posterior(X)):
+        assert codes.shape == (n, 3)
     assert vae.n_features_in_ == X[0].size
-    assert not hasattr(vae, "feature_names_in_")
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -85,79 +84,67 @@ def test_integers_are_the_same_data_as_floats(network, dtype):
     assert of_integers.score(X) == pytest.approx(of_floats.score(X), abs=1e-3)
 
 
-@pytest.mark.parametrize("order", [">u2", ">f4"])
-def test_bytes_may_be_in_the_other_order(order):
-    X = pictures(5, 6)
-    expected = image_vae().fit(X.astype(int)).transform(X.astype(int))
-    swapped = X.astype(int).astype(order)
-    np.testing.assert_allclose(image_vae().fit(swapped).transform(swapped), expected)
-
-
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_orders_of_channels_are_the_same_images(network):
     last = pictures(6, 7, 3)
     first = np.moveaxis(last, -1, 1)
     params = {"network": network, "max_iter": 0}
-    codes = image_vae(**params).fit(last).transform(last)
-    vae = image_vae(**params, channels_first=True).fit(first)
-    np.testing.assert_allclose(vae.transform(first), codes, atol=1e-10)
-    np.testing.assert_allclose(
-        np.moveaxis(vae.inverse_transform(codes), 1, -1),
-        image_vae(**params).fit(last).inverse_transform(codes),
-        atol=1e-8,
-    )
+    of_last = image_vae(**params).fit(last)
+    of_first = image_vae(**params, channels_first=True).fit(first)
+    codes = of_last.transform(last)
+    np.testing.assert_allclose(of_first.transform(first), codes, atol=1e-10)
+    restored = np.moveaxis(of_first.inverse_transform(codes), 1, -1)
+    np.testing.assert_allclose(restored, of_last.inverse_transform(codes), atol=1e-8)
 
 
-def test_tensors_and_lists_keep_their_type():
-    import torch
+def view_of(X):
+    """A read-only view on other memory, in another order."""
+    view = np.ascontiguousarray(X[:, ::-1].swapaxes(1, 2)).swapaxes(1, 2)[:, ::-1]
+    view.setflags(write=False)
+    return view
 
+
+def test_containers_and_views_do_not_matter():
     X = pictures(6, 7, 3, dtype=np.uint8)
     vae = image_vae().fit(X)
     codes = vae.transform(X)
     tensor = torch.from_numpy(X)
-    for same in (tensor, list(X), tuple(X), tensor.float().requires_grad_()):
+    of_float = tensor.float().requires_grad_()
+    for same in (tensor, list(X), tuple(X), view_of(X), of_float):
         np.testing.assert_allclose(vae.transform(same), codes, atol=1e-6)
         assert vae.transform(same).dtype == np.float32
         np.testing.assert_allclose(image_vae().fit(same).transform(X), codes, atol=1e-4)
+    for swapped in (X.astype(">u2"), X.astype(">f4")):
+        np.testing.assert_allclose(vae.transform(swapped), codes, atol=1e-6)
 
 
-def test_networks_see_channels_first_and_pixels_where_they_are():
-    X = pictures(6, 7, 3)
-    vae = image_vae(max_iter=0).fit(X)
-    to_images = vae.module_.encoder.network[0]
-    rows = vae.module_.units.to_internal(X.reshape(len(X), -1))
-    seen = to_images(rows).numpy()
-    assert seen.shape == (len(X), 3, 6, 7)
-    back = np.moveaxis(seen, 1, -1).reshape(len(X), -1)
-    np.testing.assert_allclose(vae.module_.units.to_data(back), X.reshape(len(X), -1))
-    to_rows = vae.module_.decoder.network[-1]
-    np.testing.assert_array_equal(to_rows(to_images(rows)), rows)
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 1), (6, 7, 3), (3, 6, 7)], ids=str)
+def test_networks_see_channels_first_and_pixels_where_they_are(shape):
+    channels_first = shape[0] == 3
+    X = np.random.default_rng(0).normal(size=(4, *shape))
+    vae = image_vae(max_iter=0, channels_first=channels_first, sigma=0.1).fit(X)
+    rows = torch.from_numpy(X.reshape(len(X), -1))
+    seen = vae.module_.encoder.network[0](rows)
+    expected = X if channels_first else np.moveaxis(X.reshape(4, 6, 7, -1), -1, 1)
+    np.testing.assert_array_equal(seen, expected)
+    np.testing.assert_array_equal(vae.module_.decoder.network[-1](seen), rows)
 
 
-@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3)])
+@pytest.mark.parametrize("shape", [(6, 7), (3, 6, 7), (6, 7, 3)], ids=str)
 def test_flattened_images_are_images(shape):
-    X = pictures(*shape)
+    X = np.random.default_rng(0).uniform(0, 255, (24, *shape))
     rows = X.reshape(len(X), -1)
-    of_images = image_vae().fit(X)
-    of_rows = image_vae(image_shape=shape).fit(rows)
+    params = {"channels_first": shape[0] == 3}
+    of_images = image_vae(**params).fit(X)
+    of_rows = image_vae(image_shape=list(shape), **params).fit(rows)
     codes = of_images.transform(X)
     np.testing.assert_array_equal(of_rows.transform(rows), codes)
     assert of_rows.inverse_transform(codes).shape == rows.shape
-    np.testing.assert_array_equal(
-        of_rows.sample(2, random_state=0).reshape(2, *shape),
-        of_images.sample(2, random_state=0),
-    )
+    drawn = of_rows.sample(2, random_state=0).reshape(2, *shape)
+    np.testing.assert_array_equal(drawn, of_images.sample(2, random_state=0))
     # Said of images it must agree with them.
-    also = image_vae(image_shape=list(shape)).fit(X)
+    also = image_vae(image_shape=shape, **params).fit(X)
     np.testing.assert_array_equal(also.transform(X), codes)
-
-
-def test_flattened_images_may_have_channels_first():
-    X = np.ascontiguousarray(np.moveaxis(pictures(6, 7, 3), -1, 1))
-    rows = X.reshape(len(X), -1)
-    codes = image_vae(channels_first=True).fit(X).transform(X)
-    vae = image_vae(channels_first=True, image_shape=(3, 6, 7)).fit(rows)
-    np.testing.assert_array_equal(vae.transform(rows), codes)
 
 
 def test_the_linear_model_of_images_is_that_of_rows():
@@ -185,19 +172,12 @@ def test_noise_scales_may_have_the_shape_of_an_image(shape):
     assert np.corrcoef(spread, sigma)[0, 1] > 0.8
 
 
-def test_learned_noise_scale_of_images():
-    vae = image_vae(sigma="mle").fit(pictures(8, 8, dtype=np.uint8))
-    assert 1 < vae.sigma_ < 60
-
-
 def test_bernoulli_images():
     X = (pictures(8, 8) > 100).astype(np.uint8)
     vae = image_vae(noise="bernoulli", max_iter=20).fit(X)
     restored = vae.inverse_transform(vae.transform(X))
     assert restored.shape == X.shape
     assert 0 <= restored.min() < restored.max() <= 1
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        image_vae(noise="bernoulli").fit(2 * X)
 
 
 def test_training_goes_on_with_images():
@@ -214,18 +194,13 @@ def test_training_goes_on_with_images():
         warm.fit(X)
 
 
-def test_search_clone_pickle_and_pipelines(tmp_path):
+def test_search_clone_pickle_and_pipelines():
     X = pictures(6, 7, 2, dtype=np.uint8, n_samples=30)
     y = X.mean(axis=(1, 2, 3)) > X.mean()
-    search = GridSearchCV(image_vae(), {"sigma": [20.0, 40.0]}, cv=2, n_jobs=2)
-    search.fit(X)
+    grid = {"sigma": [20.0, "mle"], "network__channels": [(2,), (2, 2)]}
+    search = GridSearchCV(image_vae(), grid, cv=2, error_score="raise").fit(X)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert search.best_estimator_.transform(X).shape == (30, 3)
-    assert cross_val_score(image_vae(), X, cv=3).shape == (3,)
-    deeper = GridSearchCV(
-        image_vae(), {"network__channels": [(2,), (2, 2)]}, cv=2, error_score="raise"
-    )
-    assert len(deeper.fit(X).cv_results_["params"]) == 2
     pipeline = make_pipeline(image_vae(), LogisticRegression()).fit(X, y)
     assert pipeline.predict(X).shape == (30,)
     vae = image_vae().fit(X)
@@ -236,42 +211,21 @@ def test_search_clone_pickle_and_pipelines(tmp_path):
     assert list(names) == ["sigmavae0", "sigmavae1", "sigmavae2"]
 
 
-def test_views_are_read_as_they_are():
-    X = pictures(8, 7)
-    codes = image_vae().fit(X).transform(X)
-    turned = np.ascontiguousarray(X[:, ::-1].transpose(0, 2, 1))
-    view = turned.transpose(0, 2, 1)[:, ::-1]
-    assert not view.flags.c_contiguous
-    view.setflags(write=False)
-    np.testing.assert_array_equal(image_vae().fit(view).transform(view), codes)
-    np.testing.assert_array_equal(image_vae().fit(X.tolist()).transform(X), codes)
-
-
 # Bad images
 
 IMAGES = pictures(8, 8)
 
 
-@pytest.mark.parametrize("n_dims", [2, 3, 4, 5])
+@pytest.mark.parametrize("n_dims", [1, 2, 3])
 @pytest.mark.parametrize("fitted", [False, True])
-def test_images_of_mixed_sizes_say_so(fitted, n_dims):
-    mixed = [np.zeros((n_dims - 1) * (side,)) for side in (5, 6)]
+def test_images_of_mixed_sizes_are_refused(fitted, n_dims):
+    mixed = [np.zeros(n_dims * (side,)) for side in (5, 6)]
     as_objects = np.empty(2, dtype=object)
     as_objects[:] = mixed
-    vae = image_vae().fit(IMAGES) if fitted else image_vae()
+    method = image_vae().fit(IMAGES).transform if fitted else image_vae().fit
     for X in (mixed, as_objects):
-        for method in (vae.fit, vae.transform) if fitted else (vae.fit,):
-            with pytest.raises(ValueError, match=r"stack them in one array"):
-                method(X)
-    with pytest.raises(ValueError, match=r"Got \(5,.*, \(6,"):
-        image_vae().fit(mixed)
-
-
-def test_an_array_of_image_objects_says_so():
-    as_objects = np.empty(4, dtype=object)
-    as_objects[:] = list(IMAGES[:4])
-    with pytest.raises(ValueError, match=r"array of objects, of shapes \(8, 8\)"):
-        image_vae().fit(as_objects)
+        with pytest.raises(ValueError, match=r"array of objects.* stack them"):
+            method(X)
 
 
 @pytest.mark.parametrize(
@@ -283,9 +237,9 @@ def test_an_array_of_image_objects_says_so():
         (np.zeros((1, 8, 8)), "minimum of 2"),
         (np.full((4, 8, 8), np.nan), "NaN"),
         (np.full((4, 8, 8), "pixel"), "could not convert|numeric"),
-        (np.zeros((4, 3, 8)), "at least 4 x 4 pixels. Got 3 x 8 pixels with 1 ch"),
-        (np.zeros((4, 3, 8, 8)), "Got 3 x 8 pixels with 8 channels"),
-        (np.zeros((4, 64)), "Got rows of 64 features"),
+        (np.zeros((4, 3, 8)), r"at least 4 x 4 pixels. Got shape \(1, 3, 8\)"),
+        (np.zeros((4, 3, 8, 8)), r"Got shape \(8, 3, 8\)"),
+        (np.zeros((4, 64)), r"Got shape \(64,\)"),
     ],
 )
 def test_bad_images_are_refused(X, message):
@@ -296,81 +250,41 @@ def test_bad_images_are_refused(X, message):
 
 
 @pytest.mark.parametrize(
-    ("image_shape", "X", "message"),
-    [
-        ((8, 7), np.zeros((4, 64)), r"\(8, 7\), stands for rows of 56 .* 64 features"),
-        ((8, 8), IMAGES[:, :7], r"X has samples of shape \(7, 8\)"),
-        ((64,), np.zeros((4, 64)), "must be \\(height, width\\)"),
-        ((2, 2, 4, 4), np.zeros((4, 64)), "must be \\(height, width\\)"),
-        ((8.0, 8.0), np.zeros((4, 64)), "must be \\(height, width\\)"),
-        ((True, 64), np.zeros((4, 64)), "must be \\(height, width\\)"),
-        ((0, 8), np.zeros((4, 64)), "must be \\(height, width\\)"),
-        ((-8, -8), np.zeros((4, 64)), "must be \\(height, width\\)"),
-        (64, np.zeros((4, 64)), "'image_shape' parameter of SigmaVAE must be"),
-        (np.array(64), np.zeros((4, 64)), "must be \\(height, width\\)"),
-        ("8x8", np.zeros((4, 64)), "'image_shape' parameter of SigmaVAE must be"),
-    ],
+    ("image_shape", "X"),
+    [((8, 7), IMAGES.reshape(24, 64)), ((8, 8), IMAGES[:, :7])],
 )
-def test_bad_image_shapes_are_refused(image_shape, X, message):
-    with pytest.raises(ValueError, match=message):
+def test_image_shapes_that_do_not_match_are_refused(image_shape, X):
+    shape = re.escape(str(X.shape[1:]))
+    with pytest.raises(ValueError, match=rf"\(8, .\), does not match X.* {shape}\."):
         image_vae(image_shape=image_shape).fit(X)
+
+
+BAD_SHAPES = (64,), (2, 2, 4, 4), (8.0, 8.0), (True, 64), (0, 8), (-8, -8), (8, (8, 1))
+
+
+@pytest.mark.parametrize("image_shape", [*BAD_SHAPES, 64, np.array(64), "8x8"], ids=str)
+def test_bad_image_shapes_are_refused(image_shape):
+    with pytest.raises(ValueError, match="'image_shape' parameter of SigmaVAE must be"):
+        image_vae(image_shape=image_shape).fit(IMAGES.reshape(24, 64))
+
+
+COLOR = pictures(8, 8, 3)
 
 
 @pytest.mark.parametrize("method", ["transform", "score", "posterior", "kl_divergence"])
 @pytest.mark.parametrize(
-    "X", [IMAGES[:, :7], IMAGES[..., None], IMAGES.reshape(24, 64), IMAGES[None]]
-)
-def test_other_shapes_than_those_of_the_fit_show_both(method, X):
-    vae = image_vae().fit(IMAGES)
-    shapes = rf"shape \({X.shape[1]}.*, but .* of shape \(8, 8\)"
-    with pytest.raises(ValueError, match=shapes):
-        getattr(vae, method)(X)
-
-
-def test_channels_that_change_are_refused():
-    colour = pictures(8, 8, 3)
-    vae = image_vae().fit(colour)
-    for X in (colour[..., :2], colour[..., 0]):
-        with pytest.raises(ValueError, match=r"of shape \(8, 8, 3\)"):
-            vae.transform(X)
-    with pytest.raises(ValueError, match=r"X_val has .*\(8, 8, 2\).*\(8, 8, 3\)"):
-        image_vae().fit(colour, X_val=colour[..., :2])
-
-
-def test_images_given_to_a_model_of_rows_are_refused():
-    vae = small_vae().fit(IMAGES.reshape(24, 64))
-    with pytest.raises(ValueError, match=r"\(8, 8\), but .* of shape \(64,\)"):
-        vae.transform(IMAGES)
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
+    ("fitted", "X"),
     [
-        ({"channels": ()}, "'channels' parameter of Conv"),
-        ({"channels": (0,)}, "'channels' parameter of Conv"),
-        ({"channels": 8}, "'channels' parameter of Conv"),
-        ({"channels": (2.5,)}, "'channels' parameter of Conv"),
-        ({"kernel_size": 4}, "'kernel_size' parameter of Conv must be an odd"),
-        ({"kernel_size": 0}, "'kernel_size' parameter of Conv"),
-        ({"hidden_layer_sizes": 8}, "'hidden_layer_sizes' parameter of Conv"),
-        ({"channels": (True,)}, "'channels' parameter of Conv"),
-        ({"activation": ["silu"]}, "'activation' parameter of Conv"),
-        ({"activation": "step"}, "'activation' parameter of Conv"),
+        *[(IMAGES, X) for X in (IMAGES[:, :7], IMAGES[..., None], IMAGES[None])],
+        (IMAGES, IMAGES.reshape(24, 64)),
+        (IMAGES.reshape(24, 64), IMAGES),
+        *[(COLOR, X) for X in (COLOR[..., :2], COLOR[..., 0])],
     ],
 )
-def test_bad_parameters_of_conv_are_refused(params, message):
-    with pytest.raises(ValueError, match=message):
-        SigmaVAE(network=Conv(**params)).fit(IMAGES)
-
-
-@pytest.mark.parametrize("size", [(4, 4), (5, 4), (7, 13), (9, 6), (64, 48)])
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
-@pytest.mark.parametrize("channels", [(2,), (2, 3), (2, 3, 4, 5)])
-def test_conv_takes_any_size(channels, kernel_size, size):
-    import torch
-
-    recipe = Conv(channels, kernel_size, hidden_layer_sizes=())
-    images = torch.randn(2, 3, *size)
-    codes = recipe.encoder((3, *size), 4)(images)
-    assert codes.shape == (2, 8)
-    assert recipe.decoder(4, (3, *size))(codes[:, :4]).shape == images.shape
+def test_other_shapes_than_those_of_the_fit_show_both(method, fitted, X):
+    vae = small_vae(max_iter=0).fit(fitted)
+    shapes = [re.escape(f"of shape {rows.shape[1:]}") for rows in (X, fitted)]
+    with pytest.raises(ValueError, match=f"X has .*{shapes[0]}.*{shapes[1]}"):
+        getattr(vae, method)(X)
+    with pytest.raises(ValueError, match=f"X_val has .*{shapes[0]}.*{shapes[1]}"):
+        small_vae().fit(fitted, X_val=X)

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -22,17 +20,14 @@ from small_vae import (
     DropoutNetwork,
     EpochRecorder,
     low_rank_rows,
+    rows_of,
     same_weights,
     small_vae,
     weights,
 )
 
-from sklearn_sigmavae import (
-    GeneralizedNormalNoise,
-    ModelFileError,
-    SigmaVAE,
-    _model_file,
-)
+from sklearn_sigmavae import GeneralizedNormalNoise, ModelFileError, SigmaVAE, _files
+from sklearn_sigmavae._model.fitted import OUTCOME
 from sklearn_sigmavae.networks import MLP, Conv
 from sklearn_sigmavae.noise import BernoulliNoise, NoiseModel
 
@@ -75,12 +70,6 @@ def path(tmp_path):
     return tmp_path / "model.safetensors"
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request):
-    """Parameters of an estimator and data for it."""
-    return VARIANTS[request.param]
-
-
 def behaviour(vae, X):
     """All that can be asked of a model."""
     Z = vae.transform(X)
@@ -98,38 +87,22 @@ def behaviour(vae, X):
     return found
 
 
-def attributes(vae):
-    """Fitted attributes that are numbers."""
-    names = "n_iter_", "n_active_components_", "reconstruction_error_", "n_features_in_"
-    return {name: getattr(vae, name) for name in names} | {
-        "sigma_": np.array(vae.sigma_).tolist()
-    }
-
-
-def rows_of(history):
-    """History without its batches, which no file holds."""
-    return [
-        {name: value for name, value in row.items() if name != "batches"}
-        for row in history
-    ]
+def rows_without_batches(vae):
+    return rows_of(vae.history_, skipped=("batches",))
 
 
 def assert_same(loaded, vae, X):
     for ours, theirs in zip(behaviour(loaded, X), behaviour(vae, X), strict=True):
         np.testing.assert_array_equal(ours, theirs)
         assert ours.dtype == theirs.dtype
-    assert attributes(loaded) == attributes(vae)
+    for name in ("n_features_in", *OUTCOME):
+        assert getattr(loaded, f"{name}_") == getattr(vae, f"{name}_")
     assert type(loaded.sigma_) is type(vae.sigma_)
-    assert rows_of(loaded.history_) == rows_of(vae.history_)
+    np.testing.assert_array_equal(loaded.sigma_, vae.sigma_)
+    assert rows_without_batches(loaded) == rows_without_batches(vae)
 
 
-def test_a_loaded_model_is_the_saved_one(variant, path):
-    params, X = variant
-    vae = small_vae(**params).fit(X)
-    vae.save(path)
-    loaded = SigmaVAE.load(path, device="cpu")
-    assert_same(loaded, vae, X)
-    assert not hasattr(loaded, "net_")
+def assert_same_params(loaded, vae):
     for name, value in vae.get_params(deep=False).items():
         ours = getattr(loaded, name)
         if isinstance(value, np.ndarray | pd.Series):
@@ -141,12 +114,14 @@ def test_a_loaded_model_is_the_saved_one(variant, path):
             assert ours == value
 
 
-def test_a_loaded_model_can_do_all_that_a_fitted_one_can(variant, path):
-    params, X = variant
+@pytest.mark.parametrize(("params", "X"), VARIANTS.values(), ids=VARIANTS)
+def test_a_loaded_model_is_the_saved_one_and_can_do_all_that_it_can(params, X, path):
     vae = small_vae(**params).fit(X)
     vae.save(path)
     loaded = SigmaVAE.load(path, device="cpu")
-    for copied in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+    assert_same_params(loaded, vae)
+    assert not hasattr(loaded, "net_")
+    for copied in (loaded, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
         assert_same(copied, vae, X)
     assert joblib.hash(loaded)
     assert same_weights(weights(clone(loaded).fit(X)), weights(vae))
@@ -154,16 +129,13 @@ def test_a_loaded_model_can_do_all_that_a_fitted_one_can(variant, path):
     assert loaded.partial_fit(X).n_iter_ == vae.n_iter_ + 1
     assert loaded.net_.module_ is loaded.module_
     assert not same_weights(weights(loaded), before)
-    again = path.with_name("again")
-    loaded.save(again)
-    assert_same(SigmaVAE.load(again, device="cpu"), loaded, X)
+    loaded.save(path)
+    assert_same(SigmaVAE.load(path, device="cpu"), loaded, X)
 
 
 def test_the_same_model_gives_the_same_file(vae, path):
     vae.save(path)
     content = path.read_bytes()
-    vae.save(path)
-    assert path.read_bytes() == content
     SigmaVAE.load(path, device="cpu").save(path)
     assert path.read_bytes() == content
 
@@ -178,10 +150,7 @@ def test_names_of_features_and_the_kind_of_output_are_kept(path):
     pd.testing.assert_frame_equal(loaded.transform(frame), vae.transform(frame))
     with pytest.raises(ValueError, match="feature names"):
         loaded.transform(frame.rename(columns={"a": "z"}))
-
-
-def test_names_that_a_file_cannot_keep_are_refused(path):
-    vae = small_vae().fit(pd.DataFrame(X, columns=["a", "b\0", "c", "d", "e"]))
+    vae.fit(frame.rename(columns={"b": "b\0"}))
     with pytest.raises(ValueError, match="zero byte"):
         vae.save(path)
 
@@ -192,16 +161,15 @@ def test_a_history_of_unequal_rows_is_kept(path):
     vae.save(path)
     loaded = SigmaVAE.load(path)
     assert len(loaded.history_) == 6
-    assert rows_of(loaded.history_) == rows_of(vae.history_)
+    assert rows_without_batches(loaded) == rows_without_batches(vae)
     assert "valid_loss" not in loaded.history_[0]
-    assert loaded.history_[-2:, "valid_loss"] == vae.history_[-2:, "valid_loss"]
 
 
 @pytest.mark.parametrize(("n_columns", "n_kept"), [(3, 200), (40, 100)])
 def test_of_long_histories_the_last_epochs_are_kept(
     path, n_columns, n_kept, monkeypatch
 ):
-    monkeypatch.setattr(_model_file, "_MAX_EPOCHS", 200)
+    monkeypatch.setattr(_files, "_MAX_EPOCHS", 200)
     vae = small_vae().fit(X)
     row = dict.fromkeys(map(str, range(n_columns - 1)), 1.0)
     vae.history_[:] = [{"batches": [], "epoch": i, **row} for i in range(250)]
@@ -228,42 +196,20 @@ def test_networks_of_your_own_are_passed_again(network, path):
     vae.save(path)
     with pytest.raises(ModelFileError, match=rf"small_vae\.{type(network).__name__}"):
         SigmaVAE.load(path)
+    before = torch.random.get_rng_state()
     loaded = SigmaVAE.load(path, network=clone(network), device="cpu")
+    assert torch.equal(torch.random.get_rng_state(), before)
     assert_same(loaded, vae, X)
     loaded.partial_fit(X)
     other = (BatchNormNetwork, DropoutNetwork)[isinstance(network, BatchNormNetwork)]
     with (
-        pytest.warns(UserWarning, match=f"{type(network).__name__}', that which"),
+        pytest.warns(UserWarning, match=f"{type(network).__name__}', not small_vae"),
         pytest.raises(ModelFileError, match="not those of its network"),
     ):
         SigmaVAE.load(path, network=other())
-
-
-def test_networks_of_another_shape_are_found_out(path):
     small_vae(network=DropoutNetwork()).fit(X).save(path)
     with pytest.raises(ModelFileError, match="not those of its network"):
         SigmaVAE.load(path, network=DropoutNetwork(width=9))
-
-
-def test_loading_draws_from_no_global_state(path):
-    small_vae(network=DropoutNetwork()).fit(X).save(path)
-    before = torch.random.get_rng_state()
-    SigmaVAE.load(path, network=DropoutNetwork())
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("network", ["mlp", DropoutNetwork()], ids=str)
-def test_the_default_type_of_torch_does_not_matter(path, network):
-    vae = small_vae(network=network).fit(X)
-    vae.save(path)
-    own = {} if network == "mlp" else {"network": network}
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
-        loaded = SigmaVAE.load(path, device="cpu", **own)
-    finally:
-        torch.set_default_dtype(before)
-    np.testing.assert_array_equal(loaded.transform(X), vae.transform(X))
 
 
 class Buffered(MLP):
@@ -275,11 +221,11 @@ class Buffered(MLP):
         return network
 
 
-def test_types_that_no_file_holds_are_told(path):
-    vae = small_vae(network=Buffered((4,)))
-    with pytest.raises(TypeError, match=r"odd.*complex64"):
-        vae.set_params(checkpoint_dir=path.parent).fit(X)
-    with pytest.raises(TypeError, match=r"odd.*complex64"):
+def test_types_that_no_file_holds_are_reported(path):
+    vae = small_vae(network=Buffered((4,)), checkpoint_dir=path.parent)
+    with pytest.raises(TypeError, match=r"(?s)odd.*complex64"):
+        vae.fit(X)
+    with pytest.raises(TypeError, match=r"(?s)odd.*complex64"):
         vae.set_params(checkpoint_dir=None).fit(X).save(path)
 
 
@@ -340,6 +286,10 @@ def test_a_model_of_cuda_loads_on_the_cpu(path):
     assert SigmaVAE.load(path).module_.device.type == "cuda"
 
 
+def size_of_weights(vae):
+    return sum(value.nbytes for value in vae.module_.state_dict().values())
+
+
 def test_the_file_holds_no_rows_and_little_more_than_weights(path):
     X = load_iris().data.astype(np.float32)
     X = np.column_stack([X, np.random.RandomState(0).standard_normal((150, 60))])
@@ -349,16 +299,11 @@ def test_the_file_holds_no_rows_and_little_more_than_weights(path):
     internal = vae.module_.units.to_internal(X).numpy()
     for rows in (X, X.astype(np.float32), internal, internal.astype(np.float32)):
         assert not any(row[:4].tobytes() in content for row in rows)
-    n_bytes = sum(value.nbytes for value in vae.module_.state_dict().values())
-    assert len(content) <= 1.05 * n_bytes + 2**16
-
-
-def test_a_large_file_is_little_more_than_its_weights(path):
+    assert len(content) <= 1.05 * size_of_weights(vae) + 2**16
     X = np.random.RandomState(0).standard_normal((64, 784))
     vae = small_vae(hidden_layer_sizes=(512, 512), max_iter=1).fit(X)
     vae.save(path)
-    n_bytes = sum(value.nbytes for value in vae.module_.state_dict().values())
-    assert path.stat().st_size <= 1.01 * n_bytes
+    assert path.stat().st_size <= 1.01 * size_of_weights(vae)
 
 
 def test_an_estimator_must_be_fitted_and_valid_to_be_saved(vae, path):
@@ -388,19 +333,15 @@ def test_skops_takes_pipelines_whose_only_type_to_trust_is_the_estimator(tmp_pat
     loaded = io.load(path, trusted=trusted)
     np.testing.assert_array_equal(loaded.transform(X), pipeline.transform(X))
     assert loaded.score(X) == pipeline.score(X)
+    vae = small_vae(network=DropoutNetwork()).fit(X)
+    content = io.dumps(vae)
+    of_custom = io.get_untrusted_types(data=content)
+    assert "small_vae.DropoutNetwork" in of_custom
+    assert_same(io.loads(content, trusted=of_custom), vae, X)
     unfitted = io.loads(io.dumps(small_vae()), trusted=trusted)
     assert unfitted.fit(X).n_iter_ == 3
     with pytest.raises(ValueError, match="'max_iter' parameter"):
         io.dumps(unfitted.set_params(max_iter=-1))
-
-
-def test_skops_takes_networks_of_your_own_if_you_trust_them(tmp_path):
-    io = pytest.importorskip("skops.io")
-    vae = small_vae(network=DropoutNetwork()).fit(X)
-    content = io.dumps(vae)
-    trusted = io.get_untrusted_types(data=content)
-    assert "small_vae.DropoutNetwork" in trusted
-    assert_same(io.loads(content, trusted=trusted), vae, X)
 
 
 def test_states_of_strangers_are_checked_too(vae):
@@ -417,38 +358,15 @@ def test_states_of_strangers_are_checked_too(vae):
             SigmaVAE().__setstate__(state)
 
 
-def test_loading_imports_next_to_nothing(path):
-    # Some of what torch can do without values imports for seconds.
-    small_vae().fit(X).save(path)
-    lines = (
-        "import sys",
-        "from sklearn_sigmavae import SigmaVAE",
-        "before = len(sys.modules)",
-        f"SigmaVAE.load({str(path)!r}).transform([[0.0] * 5])",
-        "print(len(sys.modules) - before)",
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    assert int(done.stdout) < 30
-
-
-def golden_files():
-    return sorted(GOLDEN.glob("*/*.safetensors"))
-
-
-def test_there_are_golden_files():
-    assert len(golden_files()) >= 6
+GOLDEN_FILES = sorted(GOLDEN.glob("*/*.safetensors"))
 
 
 @pytest.mark.parametrize(
-    "path", golden_files(), ids=lambda p: f"{p.parent.name}/{p.stem}"
+    "path", GOLDEN_FILES, ids=lambda p: f"{p.parent.name}/{p.stem}"
 )
-def test_golden_files_load_for_ever(path):
+def test_golden_files_load_for_ever(path, tmp_path):
     """What a release has written, all later ones read, to the same results."""
+    assert len(GOLDEN_FILES) >= 6
     expected = np.load(path.with_suffix(".npz"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -461,16 +379,9 @@ def test_golden_files_load_for_ever(path):
     restored = vae.inverse_transform(expected["codes"])
     np.testing.assert_allclose(restored, expected["restored"], rtol=1e-5, atol=1e-5)
     assert isinstance(vae.noise_, NoiseModel)
-    assert vae.n_iter_ == len(vae.history_)
-    clone(vae).set_params(max_iter=1).fit(rows)
-
-
-@pytest.mark.parametrize("path", golden_files(), ids=lambda p: p.stem)
-def test_models_of_old_files_can_be_saved_again(path, tmp_path):
-    vae = SigmaVAE.load(path, device="cpu")
     vae.save(tmp_path / "again.safetensors")
     again = SigmaVAE.load(tmp_path / "again.safetensors", device="cpu")
     assert np.isnan(again.start_score_)
-    assert again.best_epoch_ == vae.best_epoch_ == vae.n_iter_
-    codes = np.load(path.with_suffix(".npz"))["codes"]
-    assert np.array_equal(again.inverse_transform(codes), vae.inverse_transform(codes))
+    assert again.best_epoch_ == vae.best_epoch_ == vae.n_iter_ == len(vae.history_)
+    assert np.array_equal(again.inverse_transform(expected["codes"]), restored)
+    clone(vae).set_params(max_iter=1).fit(rows)

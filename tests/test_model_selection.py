@@ -1,7 +1,6 @@
 """scikit-learn's searches and cross-validation, in one process and in several."""
 
 import os
-from functools import cache
 
 import joblib
 import numpy as np
@@ -21,7 +20,6 @@ from sklearn.model_selection import (
     cross_val_score,
     cross_validate,
     learning_curve,
-    validation_curve,
 )
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
@@ -32,9 +30,6 @@ from sklearn_sigmavae import GeneralizedNormalNoise
 
 X = low_rank_rows()
 CV = KFold(2, shuffle=True, random_state=0)
-
-# Which environment variables limit the threads of a process that starts.
-LIMITS = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"]
 
 GRIDS = {
     "sigma": {"sigma": [0.1, NOISE, 1.0]},
@@ -62,13 +57,6 @@ def scores_by_hand(estimator, params, rows=X, cv=CV):
         fitted = clone(estimator).set_params(**given).fit(rows[train])
         scores.append(fitted.score(rows[test]))
     return scores
-
-
-@cache
-def scores_of_grid(name):
-    """Scores by hand of each candidate of a grid."""
-    grid = ParameterGrid(GRIDS[name])
-    return [scores_by_hand(moving_vae(), params) for params in grid]
 
 
 def split_scores(search, name="score"):
@@ -102,7 +90,8 @@ def score_and_process(estimator, X, y=None):
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_grid_search_scores_each_candidate(name):
     search = GridSearchCV(moving_vae(), GRIDS[name], cv=CV).fit(X)
-    expected = scores_of_grid(name)
+    grid = ParameterGrid(GRIDS[name])
+    expected = [scores_by_hand(moving_vae(), params) for params in grid]
     assert np.array_equal(split_scores(search), expected)
     assert len(np.unique(expected)) == 6
     best = np.argmax(np.mean(expected, axis=1))
@@ -110,16 +99,9 @@ def test_a_grid_search_scores_each_candidate(name):
     assert search.best_score_ == pytest.approx(np.mean(expected[best]), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "distributions",
-    [
-        {"sigma": loguniform(0.1, 1.0), "beta": loguniform(0.5, 2.0)},
-        {"noise": [GeneralizedNormalNoise()], "noise__exponent": uniform(1, 2)},
-        {"n_components": [1, 2, 4], "noise": ["laplace", GeneralizedNormalNoise(1.5)]},
-    ],
-    ids="-".join,
-)
-def test_a_randomized_search_scores_each_candidate(distributions):
+def test_a_randomized_search_scores_each_candidate():
+    distributions = {"noise": [GeneralizedNormalNoise()], "sigma": loguniform(0.1, 1.0)}
+    distributions["noise__exponent"] = uniform(1, 2)
     search = RandomizedSearchCV(
         moving_vae(), distributions, n_iter=3, cv=CV, random_state=0
     ).fit(X)
@@ -131,14 +113,9 @@ def test_a_randomized_search_scores_each_candidate(distributions):
 
 @pytest.mark.parametrize("name", ["sigma", "noise"])
 def test_a_halving_search_over_epochs(name):
+    resources = {"resource": "max_iter", "min_resources": 2, "max_resources": 6}
     search = HalvingGridSearchCV(
-        moving_vae(),
-        GRIDS[name],
-        resource="max_iter",
-        min_resources=2,
-        max_resources=6,
-        factor=3,
-        cv=CV,
+        moving_vae(), GRIDS[name], **resources, factor=3, cv=CV
     ).fit(X)
     assert search.n_resources_ == [2, 6]
     assert search.n_candidates_ == [3, 1]
@@ -155,59 +132,11 @@ def test_a_halving_search_over_epochs(name):
     assert search.best_estimator_.n_iter_ == 6
 
 
-def test_a_halving_search_over_rows_finds_the_noise():
-    search = HalvingGridSearchCV(
-        small_vae(),
-        {"sigma": [0.03, NOISE, 1.5]},
-        min_resources=60,
-        factor=3,
-        cv=CV,
-        random_state=0,
-    ).fit(low_rank_rows(180))
-    assert search.n_resources_ == [60, 180]
-    assert search.best_params_ == {"sigma": NOISE}
-
-
-def test_cross_val_score_is_the_score_of_each_fold():
-    expected = scores_by_hand(moving_vae(), {})
-    assert cross_val_score(moving_vae(), X, cv=CV).tolist() == expected
-
-
-@pytest.mark.parametrize("name", GRIDS)
-def test_validation_curve(name):
-    grid = {**GRIDS[name]}
-    values = grid.pop(name)
-    vae = moving_vae().set_params(**{part: value for part, (value,) in grid.items()})
-    train, test = validation_curve(
-        vae, X, None, param_name=name, param_range=values, cv=CV
-    )
-    assert np.isfinite(train).all()
-    assert test.tolist() == scores_of_grid(name)
-
-
-def test_validation_curve_of_the_score_on_training_rows():
-    # At too small a noise what is learned is these rows' noise; at a large one nothing.
-    train, test = validation_curve(
-        small_vae(n_components=4, max_iter=30),
-        X,
-        None,
-        param_name="sigma",
-        param_range=[0.1, 1.0],
-        cv=CV,
-    )
-    gaps = (train - test).mean(axis=1)
-    assert gaps[0] > 10 * abs(gaps[1])
-
-
 @pytest.mark.parametrize("incremental", [False, True])
 def test_learning_curve(incremental):
+    params = {"cv": CV, "exploit_incremental_learning": incremental}
     sizes, _, test = learning_curve(
-        small_vae(),
-        X,
-        None,
-        train_sizes=[10, 30],
-        cv=CV,
-        exploit_incremental_learning=incremental,
+        small_vae(), X, None, train_sizes=[10, 30], **params
     )
     assert sizes.tolist() == [10, 30]
     few, many = test.mean(axis=1)
@@ -220,18 +149,12 @@ def test_learning_curve(incremental):
 def test_a_search_in_a_pipeline():
     rows = 50 * X
     pipeline = Pipeline([("scale", StandardScaler()), ("vae", moving_vae())])
-    grid = {
-        "vae__sigma": [0.05, 0.2],
-        "vae__noise": [GeneralizedNormalNoise(1.5), "gaussian"],
-    }
-    search = GridSearchCV(pipeline, grid, cv=CV).fit(rows)
+    search = GridSearchCV(pipeline, {"vae__sigma": [0.05, 0.2]}, cv=CV).fit(rows)
     expected = [
         scores_by_hand(pipeline, params, rows)
         for params in search.cv_results_["params"]
     ]
     assert np.array_equal(split_scores(search), expected)
-    best = search.best_estimator_
-    assert best["vae"].sigma_ == search.best_params_["vae__sigma"]
     assert search.inverse_transform(search.transform(rows)).shape == rows.shape
 
 
@@ -262,18 +185,26 @@ def test_nested_cross_validation():
 # Several processes
 
 
+def test_models_come_back_from_other_processes():
+    one, two = (
+        cross_validate(moving_vae(), X, cv=CV, n_jobs=n_jobs, return_estimator=True)
+        for n_jobs in (1, 2)
+    )
+    assert np.array_equal(one["test_score"], two["test_score"])
+    for a, b, (train, _) in zip(
+        one["estimator"], two["estimator"], CV.split(X), strict=True
+    ):
+        assert same_weights(weights(a), weights(b))
+        a, b = a.partial_fit(X[train]), b.partial_fit(X[train])
+        assert same_weights(weights(a), weights(b))
+
+
 @pytest.mark.parametrize("random_state", [0, np.random.RandomState(0)], ids=type)
 def test_two_processes_find_what_one_finds(random_state):
     vae = moving_vae(random_state=random_state)
+    params = {"scoring": score_and_process, "cv": CV, "refit": "score"}
     one, two = (
-        GridSearchCV(
-            vae,
-            list(GRIDS.values()),
-            cv=CV,
-            n_jobs=n_jobs,
-            scoring=score_and_process,
-            refit="score",
-        )
+        GridSearchCV(vae, list(GRIDS.values()), n_jobs=n_jobs, **params)
         for n_jobs in (1, 2)
     )
     one.fit(X)
@@ -288,48 +219,18 @@ def test_two_processes_find_what_one_finds(random_state):
 
 
 def test_threads_and_processes_share_the_cores(monkeypatch):
-    for variable in LIMITS:
-        monkeypatch.delenv(variable, raising=False)
+    for library in ("OMP", "MKL", "OPENBLAS"):
+        monkeypatch.delenv(f"{library}_NUM_THREADS", raising=False)
     n_jobs = 2
-    search = GridSearchCV(
-        small_vae(),
-        {"max_iter": range(6)},
-        cv=2,
-        n_jobs=n_jobs,
-        scoring=score_and_process,
-        refit=False,
-    ).fit(X)
+    params = {"scoring": score_and_process, "cv": 2, "refit": False}
+    search = GridSearchCV(small_vae(), {"max_iter": range(6)}, n_jobs=n_jobs, **params)
+    search.fit(X)
     assert os.getpid() not in split_scores(search, "pid")
     threads = [
         split_scores(search, f"{library}_threads").max()
         for library in ("torch", "blas", "openmp")
     ]
     assert n_jobs * max(threads) <= max(joblib.cpu_count(), n_jobs)
-
-
-def test_models_come_back_from_other_processes():
-    one, two = (
-        cross_validate(
-            moving_vae(),
-            X,
-            cv=CV,
-            n_jobs=n_jobs,
-            return_estimator=True,
-            return_train_score=True,
-        )
-        for n_jobs in (1, 2)
-    )
-    folds = CV.split(X)
-    for a, b, score, (train, test) in zip(
-        one["estimator"], two["estimator"], two["test_score"], folds, strict=True
-    ):
-        assert same_weights(weights(a), weights(b))
-        assert b.score(X[test]) == score
-        assert same_weights(
-            weights(a.partial_fit(X[train])), weights(b.partial_fit(X[train]))
-        )
-    for key in ("test_score", "train_score"):
-        assert np.array_equal(one[key], two[key])
 
 
 # What is chosen
@@ -343,44 +244,6 @@ def test_the_scale_that_is_nearest_to_the_noise_is_chosen(noise, seed):
     search.fit(low_rank_rows(120, noise=noise, seed=seed))
     nearest = sigmas[np.argmin(abs(sigmas - noise))]
     assert search.best_params_["sigma"] == nearest
-
-
-def test_draws_of_sigma_come_near_the_noise():
-    search = RandomizedSearchCV(
-        small_vae(), {"sigma": loguniform(0.03, 3)}, n_iter=8, cv=CV, random_state=0
-    ).fit(low_rank_rows(120))
-    drawn = search.cv_results_["param_sigma"].astype(float)
-    distance = abs(np.log(drawn / NOISE))
-    assert search.best_index_ == np.argmin(distance)
-
-
-def test_the_chosen_estimator_is_refitted_on_all_rows():
-    search = GridSearchCV(moving_vae(), GRIDS["sigma"], cv=CV).fit(X)
-    fitted = moving_vae(**search.best_params_).fit(X)
-    assert search.refit_time_ > 0
-    assert same_weights(weights(search.best_estimator_), weights(fitted))
-    codes = search.transform(X)
-    assert np.array_equal(codes, fitted.transform(X))
-    assert np.array_equal(
-        search.inverse_transform(codes), fitted.inverse_transform(codes)
-    )
-    assert np.array_equal(search.score_samples(X), fitted.score_samples(X))
-    assert search.score(X) == fitted.score(X)
-    assert search.n_features_in_ == X.shape[1]
-    names = search.best_estimator_.get_feature_names_out()
-    assert list(names) == ["sigmavae0", "sigmavae1"]
-
-
-def test_held_out_rows_go_to_every_fit():
-    X_val = low_rank_rows(20, seed=0)
-    search = GridSearchCV(small_vae(), GRIDS["sigma"], cv=CV).fit(X, X_val=X_val)
-    scores = []
-    for train, test in CV.split(X):
-        vae = small_vae(sigma=NOISE).fit(X[train], X_val=X_val)
-        scores.append(vae.score(X[test]))
-    assert split_scores(search)[1].tolist() == scores
-    best = small_vae(**search.best_params_).fit(X, X_val=X_val)
-    assert same_weights(weights(search.best_estimator_), weights(best))
 
 
 # Candidates that fail
@@ -411,15 +274,7 @@ def test_a_candidate_that_fails_has_no_score(reason):
     assert scored.tolist() == scores_by_hand(moving_vae(), params)
     assert search.best_index_ == 1
     assert search.transform(X).shape == (len(X), 2)
-
-
-@pytest.mark.parametrize("reason", FAILING)
-def test_a_candidate_that_fails_can_raise(reason):
-    # An error ends the other processes, and to start them again takes seconds.
-    n_jobs = 2 if reason == "diverged" else 1
-    search = GridSearchCV(
-        moving_vae(), FAILING[reason], cv=CV, n_jobs=n_jobs, error_score="raise"
-    )
+    search = clone(search).set_params(error_score="raise")
     with one_thread_each(), pytest.raises(ValueError, match=f"(?is){reason}"):
         search.fit(X)
     assert not hasattr(search, "best_estimator_")

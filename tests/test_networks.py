@@ -7,8 +7,9 @@ from sklearn.base import BaseEstimator, clone
 from torch import nn
 
 from sklearn_sigmavae import SigmaVAE
-from sklearn_sigmavae._layout import Layout
-from sklearn_sigmavae.networks import ACTIVATIONS, MLP, Conv, build_networks
+from sklearn_sigmavae._model.build import _try_out, build_networks
+from sklearn_sigmavae._model.layout import Layout
+from sklearn_sigmavae.networks import ACTIVATIONS, MLP, Conv
 
 LAYOUT = Layout((6,), (6,))
 
@@ -26,17 +27,18 @@ class Residual(nn.Module):
 
 
 class Recipe(BaseEstimator):
-    """Recipe of any network made from its two widths."""
+    """Recipe of networks that are made from their two widths."""
 
-    def __init__(self, make=Residual, depth=1):
+    def __init__(self, make=Residual, make_decoder=None, depth=1):
         self.make = make
+        self.make_decoder = make_decoder
         self.depth = depth
 
     def encoder(self, input_shape, n_components):
         return self.make(*input_shape, 2 * n_components)
 
     def decoder(self, n_components, output_shape):
-        return self.make(n_components, *output_shape)
+        return (self.make_decoder or self.make)(n_components, *output_shape)
 
 
 def normalised(n_in, n_out):
@@ -55,24 +57,32 @@ def shifted(n_in, n_out):
     return nn.Sequential(nn.Linear(n_in, n_out), Shift())
 
 
+def lazy(n_in, n_out):
+    return nn.Sequential(nn.LazyLinear(8), nn.SiLU(), nn.LazyLinear(n_out))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_mlp_shapes(activation):
     recipe = MLP((7, 5), activation)
     x, z = torch.zeros(3, 10), torch.zeros(3, 2)
     assert recipe.encoder((10,), 2)(x).shape == (3, 4)
     assert recipe.decoder(2, (10,))(z).shape == (3, 10)
-    widths = [
-        module.out_features
-        for module in recipe.decoder(2, (10,))
-        if isinstance(module, nn.Linear)
-    ]
-    assert widths == [5, 7, 10]
+    linear = [layer for layer in recipe.decoder(2, (10,)) if type(layer) is nn.Linear]
+    assert [layer.out_features for layer in linear] == [5, 7, 10]
 
 
 @pytest.mark.parametrize(
-    "make", [Residual, normalised, parameterless_end, shifted], ids=lambda f: f.__name__
+    ("make", "has_gate"),
+    [
+        (Residual, True),
+        (normalised, False),
+        (parameterless_end, False),
+        (shifted, True),
+        (lazy, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_any_network_can_start_at_zero_and_train(digits, make):
+def test_any_network_can_start_at_zero_and_train(digits, make, has_gate):
     rows = digits[:300]
     recipe = Recipe(make)
     shared = {"sigma": 0.2, "random_state": 0, "early_stopping": False}
@@ -82,19 +92,12 @@ def test_any_network_can_start_at_zero_and_train(digits, make):
     assert start.score(rows) == linear.score(rows)
     trained = SigmaVAE(4, network=recipe, max_iter=20, **shared).fit(rows)
     before, after = start.module_.encoder.network, trained.module_.encoder.network
-    assert all(
-        not torch.equal(old, new)
-        for old, new in zip(before.parameters(), after.parameters(), strict=True)
-    )
+    assert not any(map(torch.equal, before.parameters(), after.parameters()))
     # These networks add little to the linear model; they must not take from it either.
     assert trained.score(rows) > start.score(rows) - 0.1
-
-
-def test_networks_that_cannot_be_zeroed_get_a_gate():
-    for make, gated in ((Residual, True), (normalised, False), (shifted, True)):
-        encoder, decoder, *_ = build_networks(Recipe(make), LAYOUT, 2, linear_path=True)
-        assert (encoder.gate is not None) == gated
-        assert (decoder.gate is not None) == gated
+    # Networks that cannot be zeroed get a gate.
+    for path in (start.module_.encoder, start.module_.decoder):
+        assert (path.gate is not None) == has_gate
 
 
 def test_the_check_leaves_the_network_as_it_was():
@@ -107,30 +110,25 @@ def test_the_check_leaves_the_network_as_it_was():
         assert torch.equal(value, expected[name]), name
 
 
-def test_without_hidden_layers_there_is_just_the_linear_path():
+def test_either_path_may_be_alone():
     encoder, decoder, *_ = build_networks(MLP(()), LAYOUT, 2, linear_path=True)
     assert encoder.network is None
     assert [tuple(p.shape) for p in encoder.parameters()] == [(2,), (2, 6), (2,)]
     assert [tuple(p.shape) for p in decoder.parameters()] == [(6, 2), (6,)]
-
-
-def test_without_linear_path_there_is_just_the_network():
     encoder, decoder, *_ = build_networks(MLP((5,)), LAYOUT, 2, linear_path=False)
-    assert type(encoder) is nn.Sequential
-    assert type(decoder) is nn.Sequential
+    assert type(encoder) is type(decoder) is nn.Sequential
 
 
 def test_random_init_changes_numbers_only(digits):
     shared = {"max_iter": 0, "random_state": 0, "sigma": 0.2}
     start, random = (
-        SigmaVAE(4, init=init, **shared).fit(digits[:100]) for init in ("pca", "random")
+        SigmaVAE(4, init=init, **shared).fit(digits[:100]).module_.state_dict()
+        for init in ("pca", "random")
     )
-    shapes, other = (
-        {name: value.shape for name, value in vae.module_.state_dict().items()}
-        for vae in (start, random)
-    )
-    assert shapes == other
-    assert random.module_.encoder.network[-1].weight.abs().max() > 0
+    assert {k: v.shape for k, v in start.items()} == {
+        k: v.shape for k, v in random.items()
+    }
+    assert random["encoder.network.4.weight"].abs().max() > 0
 
 
 def test_hidden_layer_sizes_may_be_one_number(digits):
@@ -145,14 +143,6 @@ def test_recipes_are_cloned_and_searchable(digits):
     recipe = vae.network
     vae.fit(digits)
     assert vae.network is recipe
-
-
-def test_lazy_layers_are_materialised(digits):
-    def lazy(n_in, n_out):
-        return nn.Sequential(nn.LazyLinear(8), nn.SiLU(), nn.LazyLinear(n_out))
-
-    vae = SigmaVAE(4, network=Recipe(lazy), sigma=0.2, max_iter=1).fit(digits[:100])
-    assert vae.transform(digits[:3]).shape == (3, 4)
 
 
 class Stored:
@@ -180,11 +170,11 @@ def test_modules_that_a_recipe_keeps_are_not_trained(digits):
     assert all(map(torch.equal, before, after))
 
 
+SHARED = nn.Linear(6, 6)
+
+
 def shared_layers(n_in, n_out):
     return nn.Sequential(SHARED, nn.LazyLinear(n_out)) if n_in == 6 else SHARED
-
-
-SHARED = nn.Linear(6, 6)
 
 
 def test_modules_that_encoder_and_decoder_share_stay_shared():
@@ -193,32 +183,22 @@ def test_modules_that_encoder_and_decoder_share_stay_shared():
     assert encoder[0] is not SHARED
 
 
-class Casting(nn.Module):
-    """Network that computes in one type, whatever it is given."""
-
-    def __init__(self, n_in, n_out, dtype):
-        super().__init__()
-        self.layer = nn.Linear(n_in, n_out)
-        self.dtype = dtype
+class Casting(nn.Linear):
+    """Network that computes in float32, whatever it is given."""
 
     def forward(self, x):
-        return self.layer(x.to(self.dtype))
-
-
-def casting(n_in, n_out):
-    return Casting(n_in, n_out, torch.float32)
+        return super().forward(x.float())
 
 
 @pytest.mark.parametrize("linear_path", [True, False])
 def test_networks_that_cast_to_float32_take_float64_data(digits, linear_path):
     init = "pca" if linear_path else "random"
     params = {"linear_path": linear_path, "init": init, "sigma": 0.2, "max_iter": 1}
-    vae = SigmaVAE(4, network=Recipe(casting), **params).fit(digits[:100])
+    vae = SigmaVAE(4, network=Recipe(Casting), **params).fit(digits[:100])
     codes = vae.transform(digits[:9])
     assert codes.dtype == np.float64
-    np.testing.assert_allclose(
-        vae.transform(digits[:9].astype(np.float32)), codes, atol=1e-5
-    )
+    in_float32 = vae.transform(digits[:9].astype(np.float32))
+    np.testing.assert_allclose(in_float32, codes, atol=1e-5)
     assert vae.sample(3).shape == (3, 64)
     assert np.isfinite(vae.score(digits))
 
@@ -227,49 +207,67 @@ def in_place(n_in, n_out):
     return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(n_in, n_out))
 
 
-def counting(n_in, n_out):
-    class Counting(nn.Linear):
-        def forward(self, x):
-            return super().forward(x).long()
+class Counting(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).long()
 
-    return Counting(n_in, n_out)
+
+class Pair(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
 
 
 def parameterless(n_in, n_out):
-    class Repeat(nn.Module):
-        def forward(self, x):
-            return x[:, :1].expand(-1, n_out)
-
-    return Repeat()
+    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(n_out))
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (in_place, r"encoder \(Recipe.encoder\) must leave its input as it is"),
-        (counting, "must return floating point numbers. Got torch.int64"),
-        (parameterless, "networks of Recipe have no parameters to train"),
-    ],
-)
-def test_networks_that_could_not_train_are_refused(digits, make, message):
-    vae = SigmaVAE(4, network=Recipe(make), linear_path=False, init="random", sigma=0.2)
-    with pytest.raises(ValueError, match=message):
+BAD = {
+    "width": (lambda n_in, n_out: nn.Linear(n_in, n_out + 1), r"map shape .*Got \(2, "),
+    "string": (lambda n_in, n_out: "a string", r"torch\.nn\.Module.*str"),
+    "class": (lambda n_in, n_out: nn.Linear, r"torch\.nn\.Module.*type"),
+    "input": (lambda n_in, n_out: nn.Linear(3, 4), "fails on an input of shape"),
+    "pair": (Pair, "Got tuple"),
+    "in place": (in_place, "must leave its input as it is"),
+    "integers": (Counting, r"to floating point .*, torch\.int64"),
+}
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_modules_that_do_not_fit_are_refused(digits, part, make, message):
+    recipe = Recipe(make) if part == "encoder" else Recipe(make_decoder=make)
+    vae = SigmaVAE(4, network=recipe, linear_path=False, init="random", sigma=0.2)
+    message = rf"{part} \(Recipe\.{part}\).*{message}"
+    with pytest.raises((ValueError, TypeError), match=message):
         vae.fit(digits)
     assert not hasattr(vae, "net_")
 
 
+def test_networks_that_could_not_train_are_refused():
+    with pytest.raises(ValueError, match="networks of Recipe have no parameters"):
+        build_networks(Recipe(parameterless), LAYOUT, 2, linear_path=False)
+
+
+BAD_PARAMETERS = [
+    *[("hidden_layer_sizes", value) for value in (64, (0,), (1.5,), (True,))],
+    *[("activation", value) for value in ("step", ["silu"], None)],
+]
+OF_CONV = [
+    *[("channels", value) for value in ((), (0,), 8, (2.5,), (True,))],
+    *[("kernel_size", value) for value in (4, 0, 3.0)],
+]
+
+
 @pytest.mark.parametrize(
-    ("params", "message"),
+    ("recipe", "name", "value"),
     [
-        ({"hidden_layer_sizes": 64}, "'hidden_layer_sizes' parameter of MLP"),
-        ({"hidden_layer_sizes": (0,)}, "'hidden_layer_sizes' parameter of MLP"),
-        ({"hidden_layer_sizes": (1.5,)}, "'hidden_layer_sizes' parameter of MLP"),
-        ({"activation": "step"}, "'activation' parameter of MLP"),
+        *[(MLP, *bad) for bad in BAD_PARAMETERS],
+        *[(Conv, *bad) for bad in BAD_PARAMETERS + OF_CONV],
     ],
 )
-def test_bad_parameters_of_mlp_are_refused(digits, params, message):
-    with pytest.raises(ValueError, match=message):
-        SigmaVAE(4, network=MLP(**params)).fit(digits)
+def test_bad_parameters_are_refused(images, recipe, name, value):
+    with pytest.raises(ValueError, match=f"'{name}' parameter of {recipe.__name__}"):
+        SigmaVAE(4, network=recipe(**{name: value})).fit(images)
 
 
 @pytest.mark.parametrize(
@@ -281,12 +279,20 @@ def test_bad_parameters_of_mlp_are_refused(digits, params, message):
         (Conv(), (1, 9, 6)),
         (Conv((40, 2), hidden_layer_sizes=()), (3, 8, 8)),
         (Conv((2, 50), hidden_layer_sizes=(7,)), (2, 5, 4)),
+        (Conv((2, 3, 4, 5), 7, ()), (3, 7, 13)),
+        (Conv((2,), 1, ()), (3, 64, 48)),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("n_components", [1, 500])
-def test_recipes_know_the_size_of_their_widest_layer(recipe, shape, n_components):
-    sample_shape = shape if len(shape) == 1 else (*shape[1:], shape[0])
-    layout = Layout(sample_shape, shape, len(shape) > 1)
-    *_, width, _ = build_networks(recipe, layout, n_components, linear_path=True)
-    assert recipe._width(shape, n_components) == width
+def test_what_is_known_of_our_recipes_is_true(recipe, shape, n_components):
+    """They are not tried out as others are."""
+    k = n_components
+    facts = (
+        _try_out("encoder", recipe.encoder(shape, k), shape, (2 * k,)),
+        _try_out("decoder", recipe.decoder(k, shape), (k,), shape),
+    )
+    widths, zeros, casts = zip(*facts, strict=True)
+    assert recipe._width(shape, k) == max(widths)
+    assert all(zeros)
+    assert all(casts)

@@ -47,78 +47,37 @@ def probability(model, low, high, location=0.7, scale=0.3):
 
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_integrates_to_one(model):
+def test_samples_follow_a_density_that_integrates_to_one(model):
     assert probability(model, -np.inf, np.inf) == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_samples_follow_the_density(model):
-    location, scale = np.full(20_000, 0.7), 0.3
-    drawn = model.sample(location, scale, np.random.RandomState(0))
+    location = np.full((20_000, 1), 0.7)
+    drawn = model.sample(location, 0.3, np.random.RandomState(0))
     assert drawn.shape == location.shape
     for edge in (0.2, 0.5, 0.69, 0.8, 1.1, 1.5):
         share = (drawn <= edge).mean()
         assert share == pytest.approx(probability(model, -np.inf, edge), abs=0.012)
+    assert drawn.mean() == pytest.approx(model.mean(0.7), abs=0.01)
+    assert model.mean(model.location_of_mean(0.2)) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_each_entry_has_its_own_scale_and_is_alike(model):
-    if not model.has_scale:
-        pytest.skip("has no scale")
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 3, generator=generator)
-    location = torch.randn(5, 4, 3, generator=generator)
-    for shape in [(3,), (4, 1), (4, 3)]:
-        scale = 0.5 + torch.rand(shape, generator=generator)
-        each = model.energy(x, location, scale)
-        assert each.shape == (5, 4)
-        full = scale.expand(4, 3)
-        expected = sum(
-            torch.stack(
-                [
-                    model.energy(x[i, [j]], location[:, i, [j]], full[i, j].item())
-                    for i in range(4)
-                ],
-                dim=1,
-            )
-            for j in range(3)
-        )
-        torch.testing.assert_close(each, expected)
-
-
-@pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_log_prob_sums_over_features_and_broadcasts(model):
+def test_log_densities_are_sums_over_entries_each_with_its_scale(model):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(4, 3, generator=generator)
     location = torch.randn(5, 4, 3, generator=generator)
-    scale = 0.6 if model.has_scale else None
-    result = model.log_prob(x, location, scale)
-    assert result.shape == (5, 4)
-    one_by_one = sum(
-        model.log_prob(x[:, [i]], location[..., [i]], scale) for i in range(3)
-    )
-    torch.testing.assert_close(result, one_by_one)
-
-
-@pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_is_clonable_and_resolves_to_itself(model):
+    for shape in [(3,), (4, 1), (4, 3)]:
+        scale = (0.5 + torch.rand(shape, generator=generator)).expand(4, 3)
+        expected = torch.zeros(5, 4)
+        for i, j in np.ndindex(4, 3):
+            each = scale[i, j].item() if model.has_scale else None
+            expected[:, i] += model.energy(x[i, [j]], location[:, i, [j]], each)
+        energy = model.energy(x, location, scale if model.has_scale else None)
+        torch.testing.assert_close(energy, expected)
+    one = 0.6 if model.has_scale else None
+    constant = 3 * model.log_normalizer(one)
+    expected = -model.energy(x, location, one) - constant
+    torch.testing.assert_close(model.log_prob(x, location, one), expected)
     assert repr(clone(model)) == repr(model)
     assert resolve_noise(model) is model
-
-
-@pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_mean_inverts_location_of_mean(model):
-    mean = np.linspace(0.01, 0.99, 7)
-    np.testing.assert_allclose(model.mean(model.location_of_mean(mean)), mean)
-
-
-@pytest.mark.parametrize("model", MODELS, ids=repr)
-def test_sample_has_the_model_mean(model):
-    location = np.full((200_000, 1), 0.4)
-    scale = 0.5 if model.has_scale else None
-    sample = model.sample(location, scale, np.random.RandomState(0))
-    assert sample.shape == location.shape
-    assert sample.mean() == pytest.approx(model.mean(location).mean(), abs=5e-3)
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
@@ -130,15 +89,11 @@ def test_generalized_normal_agrees_with_scipy(exponent):
     ours = model.log_prob(torch.tensor(x[:, None]), location, 0.8)
     np.testing.assert_allclose(ours, law.logpdf(x), rtol=1e-12, atol=1e-12)
     assert 0.8**2 * model.variance_factor == pytest.approx(law.var())
-    sample = model.sample(np.full(20_000, 0.2), 0.8, np.random.RandomState(0))
-    assert stats.kstest(sample, law.cdf).pvalue > 0.01
 
 
 def test_named_members():
-    x = np.linspace(-2, 2, 11)
-    for name, law in (("gaussian", stats.norm), ("laplace", stats.laplace)):
-        ours = ALIASES[name].log_prob(torch.tensor(x[:, None]), torch.zeros(1), 0.7)
-        np.testing.assert_allclose(ours, law(0, 0.7).logpdf(x), rtol=1e-12)
+    assert ALIASES["gaussian"].exponent == 2
+    assert ALIASES["laplace"].exponent == 1
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
@@ -174,13 +129,10 @@ def test_bad_exponent(exponent):
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
-def test_equivalent_beta(exponent):
-    noise = GeneralizedNormalNoise(exponent)
-    assert equivalent_beta(0.5, 1.5, noise) == pytest.approx(3**exponent)
-    per_feature = np.array([0.1, 2.0])
-    assert equivalent_beta(per_feature, 3 * per_feature, noise) == pytest.approx(
-        3**exponent
-    )
+@pytest.mark.parametrize("sigma", [0.5, np.array([0.1, 2.0])], ids=str)
+def test_equivalent_beta(exponent, sigma):
+    beta = equivalent_beta(sigma, 3 * sigma, GeneralizedNormalNoise(exponent))
+    assert beta == pytest.approx(3**exponent)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +143,6 @@ def test_equivalent_beta(exponent):
         (([1.0, 1.0], [1.0, 2.0]), "same ratio"),
         ((1.0, 1.0, "bernoulli"), "no scale"),
         ((1.0, 1.0, "cauchy"), "'noise' parameter of equivalent_beta"),
-        ((1.0, 1.0, 3), "'noise' parameter of equivalent_beta"),
     ],
 )
 def test_equivalent_beta_bad_input(arguments, message):

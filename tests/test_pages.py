@@ -1,10 +1,9 @@
-"""Every block of Python in the documentation runs, page by page, as a user would.
+"""Every block of Python in the documentation runs, page by page.
 
-That is with the packages that the page's own commands install, and no others.
+Each page runs with the packages that its own commands install, and no others.
 """
 
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imsave
 from page_environment import hide_all_but, installed_by
 
 pytestmark = pytest.mark.docs
@@ -22,7 +22,7 @@ NOT_RUN = "<!-- not run:"
 
 
 def script_of(text):
-    """Blocks of Python of a page, each in the lines where the page has it."""
+    """Blocks of Python of a page, on the same lines as in the page."""
     lines, keep, last = [], False, ""
     for line in text.splitlines():
         if line.startswith("```"):
@@ -35,27 +35,14 @@ def script_of(text):
 
 
 def test_scripts_have_the_lines_of_their_page():
-    text = "\n".join(
-        [
-            "Text.",
-            "```python",
-            "x = 1",
-            "```",
-            "```sh",
-            "ls",
-            "```",
-            "<!-- not run: it takes a day -->",
-            "```python",
-            "x = 2",
-            "```",
-            "```python",
-            "print(x)",
-            "```",
-        ]
-    )
-    expected = "x = 1\nprint(x)"
-    script = script_of(text)
-    assert re.sub(r"\n+", "\n", script).strip() == expected
+    blocks = [
+        "Text.\n```python\nx = 1\n```",
+        "```sh\nls\n```",
+        "<!-- not run: it takes a day -->\n```python\nx = 2\n```",
+        "```python\nprint(x)\n```",
+    ]
+    script = script_of("\n".join(blocks))
+    assert script.split() == ["x", "=", "1", "print(x)"]
     assert script.splitlines()[2] == "x = 1"
 
 
@@ -86,59 +73,42 @@ def test_page_runs(page, tmp_path):
     script = script_of(text)
     if not script.strip():
         pytest.skip("has no code")
-    make_photos(tmp_path / "photos")
+    # A user of the page on images has a folder of pictures.
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        imsave(tmp_path / f"photos/{i}.png", rng.random((20, 30, 3)))
     done = run_script(script, text, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-PLAIN = "```sh\npython -m pip install .  # in a checkout\n```\n"
-WITH_PICTURES = '```sh\npython -m pip install ".[examples]"\n```\n'
-WITH_SKOPS = "```sh\npython -m pip install . skops\n```\n"
-
-
-@pytest.mark.parametrize("text", [PLAIN, "`python -m pip install skops`"])
-def test_pages_without_extras_have_none(text, tmp_path):
-    script = """
-        import importlib.util
-        import subprocess
-        import sys
-
-        import sklearn_sigmavae  # and what it needs
-
-        for name in ("matplotlib", "matplotlib.pyplot", "pandas", "pytest", "skops"):
-            try:
-                __import__(name)
-            except ModuleNotFoundError as error:
-                assert error.name == name.partition(".")[0]
-            else:
-                sys.exit(f"{name} was imported")
-        assert importlib.util.find_spec("matplotlib") is None
-        child = [sys.executable, "-c", "import matplotlib"]
-        assert b"No module" in subprocess.run(child, capture_output=True).stderr
-    """
-    done = run_script(textwrap.dedent(script), text, tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(
-    ("text", "name", "hidden"),
+    ("text", "available", "hidden"),
     [
-        (WITH_PICTURES, "PIL", "skops"),  # Pillow comes with Matplotlib
-        (WITH_SKOPS, "skops", "matplotlib"),
-        (WITH_SKOPS + WITH_PICTURES, "skops, matplotlib", "pytest"),
+        ("`python -m pip install skops`", [], ["matplotlib", "pandas", "skops"]),
+        ("python -m pip install .  # in a checkout", [], ["matplotlib", "skops"]),
+        # Pillow comes with matplotlib.
+        ('python -m pip install ".[examples]"', ["PIL"], ["pytest", "skops"]),
+        ("python -m pip install . skops && ls", ["skops"], ["matplotlib"]),
     ],
 )
-def test_pages_have_what_they_install(text, name, hidden, tmp_path):
-    done = run_script(f"import {name}\nimport {hidden}", text, tmp_path)
-    assert done.returncode == 1
-    assert f"ModuleNotFoundError: No module named '{hidden}'" in done.stderr
+def test_pages_have_what_they_install(text, available, hidden, tmp_path):
+    script = f"""
+        import subprocess
+        import sys
+        from importlib.util import find_spec
 
+        import sklearn_sigmavae
 
-def make_photos(folder):
-    """What a user of the page on images has: a folder of pictures."""
-    from matplotlib.image import imsave
-
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        imsave(folder / f"{i}.png", rng.random((20, 30, 3)))
+        for name in {available}:
+            __import__(name)
+        for name in {hidden}:
+            assert find_spec(name) is None
+            child = [sys.executable, "-c", "import " + name]
+            done = subprocess.run(child, capture_output=True)
+            assert b"ModuleNotFoundError: No module named" in done.stderr
+    """
+    if not text.startswith("`"):
+        text = f"```sh\n{text}\n```\n"
+    done = run_script(textwrap.dedent(script), text, tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -1,29 +1,21 @@
 """Paths of noise scales: against the closed form, by hand, and on real data."""
 
 import pickle
-from copy import deepcopy
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from linear_gaussian import optimum, spectrum
-from scipy.stats import linregress
 from sklearn.base import clone
 from sklearn.datasets import make_low_rank_matrix
 from sklearn.model_selection import KFold, ShuffleSplit, check_cv
-from small_vae import curved_rows, low_rank_rows, same_weights, small_vae, weights
+from small_vae import curved_rows, low_rank_rows, small_vae, weights
 
-import sklearn_sigmavae._path
-import sklearn_sigmavae._start
-from sklearn_sigmavae import (
-    GeneralizedNormalNoise,
-    SigmaPath,
-    SigmaVAE,
-    equivalent_beta,
-    sigma_path,
-)
-from sklearn_sigmavae._pca_init import PrincipalAxes
+from sklearn_sigmavae import GeneralizedNormalNoise, SigmaPath, SigmaVAE, sigma_path
+from sklearn_sigmavae._training import initial
+from sklearn_sigmavae._training.initial import PrincipalAxes
 
 X = low_rank_rows()
 SIGMAS = np.array([1.0, 0.5, 0.3])
@@ -52,14 +44,8 @@ def synthetic_path(kl, sigmas):
 
 def same_arrays(a, b):
     """Whether two paths have the same numbers."""
-    names = "sigmas", "kl", "distortion", "score", "eigenvalues", "noise_variance"
-    same = all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
-    folds = (a.test_scores, b.test_scores)
-    if None in [type(f) if f is None else 0 for f in folds]:
-        same &= folds[0] is folds[1]
-    else:
-        same &= np.array_equal(*folds)
-    return same and a.total_variance == b.total_variance
+    names = ["sigmas", "kl", "distortion", "score", "test_scores", "total_variance"]
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in names)
 
 
 def splits_of(cv):
@@ -69,10 +55,6 @@ def splits_of(cv):
     if max(sizes) > min(sizes) + 1:
         return splits
     return [(train[: min(sizes)], test) for train, test in splits]
-
-
-def log_normalizer(noise, sigmas):
-    return np.array([noise.log_normalizer(sigma) for sigma in sigmas])
 
 
 # The linear model, whose path is known
@@ -108,14 +90,6 @@ def test_the_linear_path_is_the_closed_form(beta, max_iter):
     assert (counts[0], counts[-1]) == (0, 4)
 
 
-def test_paths_of_equivalent_sigma_and_beta_are_one():
-    a = sigma_path(X, SIGMAS, estimator=linear_vae(beta=4.0), max_iter=0)
-    assert equivalent_beta(0.5, 1.0) == 4.0
-    b = sigma_path(X, 2 * SIGMAS, estimator=linear_vae(), max_iter=0)
-    assert np.allclose(a.kl, b.kl, rtol=1e-5)
-    assert np.allclose(a.distortion, b.distortion, rtol=1e-4)
-
-
 def test_without_training_each_model_is_that_of_its_own_start():
     vae = small_vae(n_components=3)
     path = sigma_path(X, SIGMAS, estimator=vae, max_iter=0)
@@ -141,25 +115,13 @@ def test_with_random_weights_each_model_starts_at_the_one_before():
 def test_default_sigmas_begin_where_everything_is_hidden():
     path = sigma_path(X, n_sigmas=5, eps=0.05, estimator=small_vae(), max_iter=0)
     largest = np.sqrt(spectrum(X)[0])
+    halved = sigma_path(X, n_sigmas=2, estimator=small_vae(beta=4.0), max_iter=0)
+    assert halved.sigmas[0] == pytest.approx(largest / 2, rel=1e-5)
     assert np.allclose(path.sigmas, np.geomspace(largest, 0.05 * largest, 5), rtol=1e-5)
     assert (np.diff(path.sigmas) < 0).all()
     assert path.linear_kl[0] == pytest.approx(0, abs=1e-6)
     assert path.kl[0] == pytest.approx(0, abs=1e-5)
     assert len(sigma_path(X, estimator=small_vae(), max_iter=0).sigmas) == 16
-
-
-def test_default_sigmas_respect_beta():
-    vae = small_vae(beta=4.0)
-    path = sigma_path(X, n_sigmas=2, estimator=vae, max_iter=0)
-    assert path.sigmas[0] == pytest.approx(np.sqrt(spectrum(X)[0]) / 2, rel=1e-5)
-
-
-@pytest.mark.parametrize("sigmas", [[0.3, 1.0, 0.5], (0.5, 0.3, 1), SIGMAS])
-def test_sigmas_may_come_in_any_order(sigmas):
-    before = np.copy(sigmas)
-    path = sigma_path(X, sigmas, estimator=small_vae(), max_iter=0)
-    assert np.array_equal(path.sigmas, SIGMAS)
-    assert np.array_equal(sigmas, before)
 
 
 @pytest.mark.parametrize("noise", ["gaussian", "laplace", GeneralizedNormalNoise(3.0)])
@@ -169,7 +131,8 @@ def test_the_distortion_is_that_of_the_bound(noise):
     path = sigma_path(rows, SIGMAS, estimator=vae, max_iter=2)
     model = path.estimators[0].noise_
     p = model.exponent
-    likelihood = -path.distortion / (p * SIGMAS**p) - 4 * log_normalizer(model, SIGMAS)
+    constants = 4 * np.array([model.log_normalizer(sigma) for sigma in SIGMAS])
+    likelihood = -path.distortion / (p * SIGMAS**p) - constants
     assert np.allclose(path.score, likelihood - path.kl, rtol=1e-6)
     # It is the error of reconstructions from draws of the posterior.
     rng = np.random.RandomState(0)
@@ -180,25 +143,14 @@ def test_the_distortion_is_that_of_the_bound(noise):
         assert distortion == pytest.approx(error.sum(axis=1).mean(), rel=0.02)
 
 
-def test_the_slope_of_the_score_is_known_from_the_distortion():
-    rows = curved_rows(60)
-    path = sigma_path(rows, SIGMAS, estimator=small_vae(n_components=3))
-    step = 1e-3
-    slopes = []
-    for sigma, estimator in zip(SIGMAS, path.estimators, strict=True):
-        up, down = deepcopy(estimator), deepcopy(estimator)
-        up.sigma_, down.sigma_ = sigma * np.exp(step), sigma * np.exp(-step)
-        slopes.append((up.score(rows) - down.score(rows)) / (2 * step))
-    expected = path.distortion / SIGMAS**2 - 4
-    assert np.allclose(slopes, expected, rtol=2e-3, atol=2e-2)
-
-
 # Models, and what they see
 
 
 def test_the_models_are_fitted_estimators():
-    vae = small_vae(callbacks=[], max_iter=7)
+    # Neither its sigma nor its number of epochs counts, and it is left as it is.
+    vae = small_vae(sigma="mle", max_iter=7)
     path = sigma_path(X, SIGMAS, estimator=vae, max_iter=2)
+    assert vars(vae) == vars(small_vae(sigma="mle", max_iter=7))
     for sigma, estimator, score, kl in zip(
         SIGMAS, path.estimators, path.score, path.kl, strict=True
     ):
@@ -206,39 +158,18 @@ def test_the_models_are_fitted_estimators():
         assert estimator.sigma == estimator.sigma_ == sigma
         assert estimator.n_features_in_ == 5
         assert estimator.n_iter_ == 2
-        assert estimator.transform(X).shape == (60, 2)
         assert estimator.inverse_transform(estimator.transform(X)).shape == X.shape
         assert estimator.score(X) == pytest.approx(score, rel=1e-6)
         assert estimator.kl_divergence(X).sum(axis=1).mean() == pytest.approx(kl)
         copy = pickle.loads(pickle.dumps(estimator))
         assert np.array_equal(copy.transform(X), estimator.transform(X))
-        assert clone(estimator).get_params()["sigma"] == sigma
         assert clone(estimator).fit(X).sigma_ == sigma
-    modules = {id(estimator.module_) for estimator in path.estimators}
-    assert len(modules) == 3
-
-
-def test_the_estimator_of_the_caller_is_left_alone():
-    vae = small_vae(sigma=0.123, max_iter=77).fit(X[:30], X_val=X[30:])
-    before, params = weights(vae), vae.get_params()
-    attributes = vars(vae).copy()
-    sigma_path(X, SIGMAS, estimator=vae, cv=2, max_iter=1)
-    assert vae.get_params() == params
-    assert vars(vae) == attributes
-    assert same_weights(weights(vae), before)
-
-
-def test_its_sigma_does_not_matter():
-    paths = [
-        sigma_path(X, SIGMAS, estimator=small_vae(sigma=sigma), max_iter=1)
-        for sigma in (0.1, "mle", [1, 2, 3, 4, 5])
-    ]
-    assert same_arrays(paths[0], paths[1])
-    assert same_arrays(paths[0], paths[2])
+    assert len({id(estimator.module_) for estimator in path.estimators}) == 3
 
 
 def test_without_an_estimator_there_is_the_default_one():
-    path = sigma_path(X, [1.0, 0.5], max_iter=0)
+    path = sigma_path(X, (0.5, 1), max_iter=0)
+    assert path.sigmas.tolist() == [1.0, 0.5]
     params = path.estimators[1].get_params()
     assert params == SigmaVAE(sigma=0.5, max_iter=0).get_params()
 
@@ -250,16 +181,6 @@ def test_a_path_is_reproducible():
     assert same_arrays(one, two)
     other = sigma_path(rows, SIGMAS, estimator=clone(vae).set_params(random_state=1))
     assert not np.array_equal(one.score, other.score)
-
-
-def test_training_is_what_moves_a_path():
-    rows = curved_rows()
-    sigmas = np.geomspace(1, 0.05, 6)
-    vae = small_vae(n_components=2, hidden_layer_sizes=(32,), learning_rate=1e-2)
-    start = sigma_path(rows, sigmas, estimator=vae, max_iter=0)
-    path = sigma_path(rows, sigmas, estimator=vae, max_iter=30)
-    assert (path.score > start.score - 0.05).all()
-    assert path.score[-1] > start.score[-1] + 10
 
 
 def test_a_path_of_digits_is_nowhere_below_the_linear_model(load):
@@ -283,8 +204,14 @@ UNEQUAL = [(ROWS[:30], ROWS[30:]), (ROWS[20:], ROWS[:20]), (ROWS[30:], ROWS[:7])
 
 @pytest.mark.parametrize(
     "cv",
-    [3, KFold(7), ShuffleSplit(2, test_size=0.3, random_state=0), UNEQUAL],
-    ids=["int", "differing by one", "shuffled", "unequal"],
+    [
+        3,
+        KFold(7),
+        ShuffleSplit(2, test_size=0.3, random_state=0),
+        UNEQUAL,
+        [(ROWS % 2 == 0, ROWS % 2 == 1)],
+    ],
+    ids=["int", "differing by one", "shuffled", "unequal", "mask"],
 )
 def test_the_test_scores_are_those_of_the_linear_models_of_the_folds(cv):
     path = sigma_path(X, SIGMAS, estimator=linear_vae(), cv=cv, max_iter=0)
@@ -327,16 +254,6 @@ def test_processes_share_the_folds_of_one_path():
     )
     np.testing.assert_allclose(shared.test_scores, alone.test_scores, atol=1e-3)
     np.testing.assert_allclose(shared.score, alone.score, atol=1e-3)
-
-
-def test_masks_make_splits():
-    train = np.arange(len(X)) % 2 == 0
-    masks = sigma_path(
-        X, SIGMAS, estimator=small_vae(), cv=[(train, ~train)], max_iter=1
-    )
-    index = np.flatnonzero(train), np.flatnonzero(~train)
-    indices = sigma_path(X, SIGMAS, estimator=small_vae(), cv=[index], max_iter=1)
-    assert np.allclose(masks.test_scores, indices.test_scores)
 
 
 @pytest.mark.parametrize("cv", [None, 2])
@@ -384,16 +301,13 @@ def test_errors_of_a_power_law_are_those_of_a_regression():
     noise = np.random.RandomState(0).normal(size=9)
     kl = 3 * sigmas**-0.8 * np.exp(0.1 * noise)
     law = synthetic_path(kl, sigmas).power_law()
-    # By the textbook, and by scipy.
+    # By the textbook.
     design = np.column_stack([np.ones(9), -np.log(sigmas)])
     coefficients, (squares,), *_ = np.linalg.lstsq(design, np.log(kl), rcond=None)
     errors = np.sqrt(squares / 7 * np.diag(np.linalg.inv(design.T @ design)))
     assert np.allclose([np.log(law.prefactor), law.exponent], coefficients)
     assert np.allclose([law.log_prefactor_error, law.exponent_error], errors)
-    line = linregress(np.log(sigmas), np.log(kl))
-    assert law.exponent_error == pytest.approx(line.stderr)
-    assert law.log_prefactor_error == pytest.approx(line.intercept_stderr)
-    assert law.r2 == pytest.approx(line.rvalue**2)
+    assert law.r2 == pytest.approx(np.corrcoef(np.log(sigmas), np.log(kl))[0, 1] ** 2)
 
 
 def test_a_power_law_leaves_out_scales_that_hide_everything():
@@ -403,7 +317,7 @@ def test_a_power_law_leaves_out_scales_that_hide_everything():
     assert law.exponent == pytest.approx(1)
 
 
-@pytest.mark.parametrize("kl", [[0.0, 0.9, 1.0, 2.0], [5.0, 6.0], [0.0, 0.0, 0.0]])
+@pytest.mark.parametrize("kl", [[0.0, 0.9, 1.0, 2.0], [5.0, 6.0]])
 def test_a_power_law_of_too_few_scales_is_refused(kl):
     path = synthetic_path(kl, np.geomspace(1, 0.1, len(kl)))
     with pytest.raises(ValueError, match=r"at least three scales .* This path has"):
@@ -413,50 +327,42 @@ def test_a_power_law_of_too_few_scales_is_refused(kl):
 # Kinds of data
 
 
-def test_frames_keep_their_names():
-    frame = pd.DataFrame(X, columns=list("abcde"))
-    path = sigma_path(frame, SIGMAS, estimator=small_vae(), cv=2, max_iter=1)
-    assert all(list(e.feature_names_in_) == list("abcde") for e in path.estimators)
-    assert same_arrays(
-        path, sigma_path(X, SIGMAS, estimator=small_vae(), cv=2, max_iter=1)
-    )
-    codes = path.best_estimator.set_output(transform="pandas").transform(frame)
-    assert list(codes.columns) == ["sigmavae0", "sigmavae1"]
-
-
-@pytest.mark.parametrize("kind", [torch.tensor, np.ndarray.tolist])
-def test_tensors_and_lists_are_rows_too(kind):
-    path = sigma_path(kind(X), SIGMAS, estimator=small_vae(), cv=2, max_iter=1)
-    assert same_arrays(
-        path, sigma_path(X, SIGMAS, estimator=small_vae(), cv=2, max_iter=1)
-    )
+@pytest.mark.parametrize(
+    "kind",
+    [torch.tensor, np.ndarray.tolist, lambda X: pd.DataFrame(X, columns=list("abcde"))],
+    ids=["tensor", "list", "frame"],
+)
+def test_tensors_lists_and_frames_are_rows_too(kind):
+    rows, params = kind(X), {"estimator": small_vae(), "cv": 2, "max_iter": 1}
+    with torch.inference_mode():
+        path = sigma_path(rows, SIGMAS, **params)
+    assert same_arrays(path, sigma_path(X, SIGMAS, **params))
+    if isinstance(rows, pd.DataFrame):
+        assert all(list(e.feature_names_in_) == list("abcde") for e in path.estimators)
+        codes = path.best_estimator.set_output(transform="pandas").transform(rows)
+        assert list(codes.columns) == ["sigmavae0", "sigmavae1"]
+    path.best_estimator.partial_fit(rows)
 
 
 @pytest.mark.parametrize(
     ("network", "dtype"), [("mlp", np.float64), ("conv", np.uint8)]
 )
-def test_images_have_paths(load, network, dtype):
-    images = load("digits")[:90].reshape(-1, 8, 8).astype(dtype)
+def test_images_have_paths(images, network, dtype):
+    rows = images[:90].astype(dtype)
     vae = small_vae(network=network)
-    path = sigma_path(images, [6.0, 3.0], estimator=vae, cv=2, max_iter=1)
+    path = sigma_path(rows, [6.0, 3.0], estimator=vae, cv=2, max_iter=1)
     assert path.test_scores.shape == (2, 2)
-    flat = images.reshape(90, 64).astype(np.float64)
-    assert path.total_variance == pytest.approx(flat.var(axis=0).sum(), rel=1e-5)
+    variance = images[:90].var(axis=0).sum()
+    assert path.total_variance == pytest.approx(variance, rel=1e-5)
     decoded = path.best_estimator.inverse_transform(np.zeros((3, 2)))
     assert decoded.shape == (3, 8, 8)
 
 
+OTHERS = {"lr_schedule": "constant"}, {"precision": "bfloat16"}, {"n_components": 9}
+
+
 @pytest.mark.parametrize(
-    "params",
-    [
-        {"noise": "laplace"},
-        {"init": "random"},
-        {"init": "random", "linear_path": False},
-        {"lr_schedule": "constant"},
-        {"precision": "bfloat16"},
-        {"n_components": 9},
-    ],
-    ids=str,
+    "params", [{"init": "random", "linear_path": False}, *OTHERS], ids=str
 )
 def test_other_parameters_have_paths(params):
     path = sigma_path(X, SIGMAS, estimator=small_vae(**params), cv=2, max_iter=1)
@@ -465,89 +371,55 @@ def test_other_parameters_have_paths(params):
     assert (path.distortion > 0).all()
 
 
-def test_a_path_works_where_gradients_are_off():
-    with torch.no_grad():
-        path = sigma_path(X, SIGMAS, estimator=small_vae(), max_iter=1)
-    assert same_arrays(path, sigma_path(X, SIGMAS, estimator=small_vae(), max_iter=1))
-
-
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_a_bar_shows_all_epochs(capsys, network):
     rows = X if network == "mlp" else low_rank_rows(60, 16).reshape(-1, 4, 4)
-    vae = small_vae(verbose=1, network=network)
+    vae = small_vae(network=network)
     sigma_path(rows, SIGMAS, estimator=vae, cv=3, max_iter=2)
+    assert capsys.readouterr() == ("", "")
+    sigma_path(rows, SIGMAS, estimator=vae.set_params(verbose=1), cv=3, max_iter=2)
     # Three scales, four models, two epochs.
     assert "24/24" in capsys.readouterr().err
 
 
-def test_no_bar_is_shown_unasked(capsys):
-    sigma_path(X, SIGMAS, estimator=small_vae(), max_iter=1)
-    printed = capsys.readouterr()
-    assert not printed.err
-    assert not printed.out
-
-
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_what_a_scale_needs_of_the_data_is_computed_once(monkeypatch, network):
-    counts = {"axes": 0, "rows": 0}
-    of_data, place_rows = PrincipalAxes.of_data, sklearn_sigmavae._start.place_rows
-
-    def counted_axes(*args):
-        counts["axes"] += 1
-        return of_data(*args)
-
-    def counted_rows(*args):
-        counts["rows"] += 1
-        return place_rows(*args)
-
-    monkeypatch.setattr(PrincipalAxes, "of_data", counted_axes)
-    monkeypatch.setattr(sklearn_sigmavae._start, "place_rows", counted_rows)
+    axes, placed = Mock(wraps=PrincipalAxes.of_data), Mock(wraps=initial.place_rows)
+    monkeypatch.setattr(PrincipalAxes, "of_data", axes)
+    monkeypatch.setattr(initial, "place_rows", placed)
     rows = X if network == "mlp" else low_rank_rows(60, 16).reshape(-1, 4, 4)
     sigma_path(rows, SIGMAS, estimator=small_vae(network=network), cv=2, max_iter=1)
-    assert counts["rows"] == 3
+    assert placed.call_count == 3
     # Once more for the default scales.
-    assert counts["axes"] <= 4
+    assert axes.call_count <= 4
 
 
 # What is refused, before there is any training
-
-
-@pytest.fixture
-def no_training(monkeypatch):
-    """Make training an error."""
-
-    def refuse(*args):
-        raise AssertionError("must be refused before training")
-
-    monkeypatch.setattr(sklearn_sigmavae._path, "_train", refuse)
 
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"sigmas": [1.0, -1.0]}, "'sigmas' .* must be positive and finite"),
-        ({"sigmas": [1.0, 0.0]}, "'sigmas' .* must be positive and finite"),
-        ({"sigmas": [1.0, np.nan]}, "'sigmas' .* must be positive and finite"),
-        ({"sigmas": [1.0, np.inf]}, "'sigmas' .* must be positive and finite"),
-        ({"sigmas": [[1.0, 2.0]]}, r"one-dimensional .* shape \(1, 2\)"),
-        ({"sigmas": []}, r"at least one scale.* shape \(0,\)"),
+        ({"sigmas": [1.0, 0.0]}, "'sigmas' .* positive numbers"),
+        ({"sigmas": [1.0, np.nan]}, "sigmas contains NaN"),
+        ({"sigmas": [1.0, np.inf]}, "sigmas contains infinity"),
+        ({"sigmas": ["1", "2"]}, "strings"),
+        ({"sigmas": [[1.0, 2.0]]}, "'sigmas' .* one-dimensional"),
+        ({"sigmas": []}, "0 sample"),
         ({"sigmas": 0.5}, "'sigmas' parameter of sigma_path must be"),
         ({"n_sigmas": 1}, "'n_sigmas' parameter"),
         ({"eps": 1.0}, "'eps' parameter"),
         ({"max_iter": -1}, "'max_iter' parameter"),
-        ({"estimator": "vae"}, "'estimator' parameter"),
         ({"estimator": SigmaVAE}, "'estimator' parameter"),
         ({"estimator": small_vae(batch_size=0)}, "'batch_size' parameter"),
         ({"estimator": small_vae(noise="bernoulli")}, "no scale.* path of sigma"),
         ({"cv": 1}, "'cv' parameter"),
-        ({"cv": 61}, "n_splits=61"),
         ({"cv": "three"}, "'cv' parameter"),
         ({"cv": [([0], [1, 2])]}, "Split 0 of 'cv' has 1 training and 2 test rows"),
         ({"cv": [([0, 1], [])]}, "Split 0 of 'cv' has 2 training and 0 test rows"),
         ({"X": np.ones((20, 3))}, "X is constant.* Pass sigmas"),
         ({"X": 1e200 * X}, "variance of X, .* leaves the range of float64"),
-        ({"X": 1e-200 * X}, "variance of X, .* leaves the range of float64"),
         ({"X": X[:1]}, "1 sample"),
         ({"X": [[1.0, np.nan], [2.0, 3.0]]}, "NaN"),
         ({"X": X[0]}, "Expected 2D array"),
@@ -563,8 +435,5 @@ def test_training_that_diverges_tells_where():
     vae = small_vae(optimizer="sgd", learning_rate=1e30, early_stopping=False)
     with pytest.raises(ValueError, match="The path ends at sigma=1: "):
         sigma_path(curved_rows(), SIGMAS, estimator=vae, cv=2)
-
-
-def test_a_scale_out_of_range_is_refused():
     with pytest.raises(ValueError, match="out of the range of float32"):
         sigma_path(X, [1.0, 1e-30], estimator=small_vae(), max_iter=0)

@@ -1,50 +1,62 @@
-"""The picture of reconstructions: what it holds and shows."""
+"""The picture of reconstructions, and what it shares with other displays."""
 
 import numpy as np
 import pandas as pd
 import pytest
 from small_vae import low_rank_rows, small_vae
 
-from sklearn_sigmavae import ReconstructionDisplay, SigmaVAE
+from sklearn_sigmavae import (
+    DenoisingDisplay,
+    LatentSpaceDisplay,
+    ReconstructionDisplay,
+    SigmaVAE,
+)
 
 pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.usefixtures("plt")
 
+OF_IMAGES = [DenoisingDisplay, ReconstructionDisplay]
 
-def test_images_lie_over_their_reconstructions(of_images, images):
-    display = ReconstructionDisplay.from_estimator(of_images, images[1000:], n_images=5)
-    restored = of_images.inverse_transform(of_images.transform(images[1000:1005]))
-    np.testing.assert_array_equal(display.original, images[1000:1005])
+
+def test_images_lie_over_their_reconstructions(images):
+    X = images[:100, :, :5]
+    vae = small_vae(sigma=2.0).fit(X)
+    display = ReconstructionDisplay.from_estimator(vae, X, n_images=4)
+    restored = vae.inverse_transform(vae.transform(X[:4]))
+    np.testing.assert_array_equal(display.original, X[:4])
     np.testing.assert_array_equal(display.restored, restored)
-    error = np.sqrt(np.mean((restored - images[1000:1005]) ** 2))
+    error = np.sqrt(np.mean((restored - X[:4]) ** 2))
     assert display.error == pytest.approx(error)
     assert display.r2 is None
-    mosaic = display.ax_.get_images()[0].get_array()
-    assert mosaic.shape == (2 * 8, 5 * 8)
-    np.testing.assert_array_equal(mosaic[:8, 8:16], images[1001])
-    np.testing.assert_array_equal(mosaic[8:, 16:24], restored[2])
+    (picture,) = display.ax_.get_images()
+    assert picture.get_clim() == (X[:4].min(), X[:4].max())
+    mosaic = picture.get_array()
+    assert mosaic.shape == (2 * 8, 4 * 5)
+    np.testing.assert_array_equal(mosaic[:8, 5:10], X[1])
+    np.testing.assert_array_equal(mosaic[8:, 10:15], restored[2])
+    np.testing.assert_array_equal(display.ax_.get_yticks(), [3.5, 11.5])
     labels = [text.get_text() for text in display.ax_.get_yticklabels()]
     assert labels == ["original", f"restored,\nerror {error:.3g}"]
-
-
-def test_fewer_images_than_asked_for(of_images, images):
-    display = ReconstructionDisplay.from_estimator(of_images, images[:2])
-    assert display.original.shape == (2, 8, 8)
+    few = ReconstructionDisplay.from_estimator(vae, X[:2])
+    assert few.original.shape == (2, 8, 5)
 
 
 @pytest.mark.parametrize("order", ["channels last", "channels first", "flat"])
-def test_colours_are_shown(images, order):
+@pytest.mark.parametrize("display", OF_IMAGES)
+def test_colors_are_shown(images, display, order):
     X = np.stack([images, images[::-1], 16 - images], axis=-1)[:50].astype(np.uint8)
-    params = {"image_shape": (8, 8, 3)} if order == "flat" else {}
-    if order == "channels first":
-        X_in, params = X.transpose(0, 3, 1, 2), {"channels_first": True}
-    else:
-        X_in = X.reshape(50, -1) if order == "flat" else X
+    X_in, params = {
+        "channels last": (X, {}),
+        "channels first": (X.transpose(0, 3, 1, 2), {"channels_first": True}),
+        "flat": (X.reshape(50, -1), {"image_shape": (8, 8, 3)}),
+    }[order]
     vae = small_vae(sigma=3.0, **params).fit(X_in)
-    display = ReconstructionDisplay.from_estimator(vae, X_in, n_images=3)
-    np.testing.assert_array_equal(display.original, X[:3])
-    mosaic = display.ax_.get_images()[0].get_array()
-    assert mosaic.shape == (2 * 8, 3 * 8, 3)
+    shown = display.from_estimator(vae, X_in, n_images=3)
+    original = shown.original if display is ReconstructionDisplay else shown.clean
+    np.testing.assert_array_equal(original, X[:3])
+    mosaic = shown.ax_.get_images()[0].get_array()
+    assert mosaic.shape[1:] == (3 * 8, 3)
+    np.testing.assert_allclose(mosaic[:8, 8:16], (X[1] - X[:3].min()) / np.ptp(X[:3]))
     assert 0 <= mosaic.min() <= mosaic.max() <= 1
 
 
@@ -53,23 +65,17 @@ def test_a_table_has_a_bar_for_each_feature(load):
     vae = SigmaVAE(2, sigma=0.5, max_iter=2, random_state=0).fit(X)
     display = ReconstructionDisplay.from_estimator(vae, X)
     restored = vae.inverse_transform(vae.transform(X))
-    left = np.square(restored - X.to_numpy()).mean(axis=0)
-    np.testing.assert_allclose(display.r2, 1 - left / X.to_numpy().var(axis=0))
+    residual = np.square(restored - X.to_numpy()).mean(axis=0)
+    np.testing.assert_allclose(display.r2, 1 - residual / X.to_numpy().var(axis=0))
     widths = [bar.get_width() for bar in display.ax_.patches]
     np.testing.assert_allclose(widths, display.r2)
     labels = [text.get_text() for text in display.ax_.get_yticklabels()]
     assert labels == list(X.columns)
     top, bottom = display.ax_.transData.transform([[0, 0], [0, 3]])[:, 1]
     assert top > bottom  # the first feature is on top
-
-
-def test_pandas_output_is_no_trouble(vae):
-    X = low_rank_rows()
-    plain = ReconstructionDisplay.from_estimator(vae, X)
-    with_frames = small_vae().set_output(transform="pandas").fit(X)
-    np.testing.assert_array_equal(
-        ReconstructionDisplay.from_estimator(with_frames, X).restored, plain.restored
-    )
+    vae.set_output(transform="pandas")
+    again = ReconstructionDisplay.from_estimator(vae, X)
+    np.testing.assert_array_equal(again.restored, display.restored)
 
 
 @pytest.mark.parametrize("unit", [1e-200, 1.0, 1e200])
@@ -77,10 +83,10 @@ def test_units_do_not_matter(load, unit):
     X = load("wine")[:, :4]
     restored = X + np.random.default_rng(0).normal(size=X.shape)
     display = ReconstructionDisplay(original=unit * X, restored=unit * restored).plot()
-    left = np.square(restored - X).mean(axis=0)
-    np.testing.assert_allclose(display.r2, 1 - left / X.var(axis=0))
-    error = np.sqrt(np.mean((restored - X) ** 2))
-    assert display.error == pytest.approx(unit * error)
+    residual = np.square(restored - X)
+    expected = 1 - residual.mean(axis=0) / X.var(axis=0)
+    np.testing.assert_allclose(display.r2, expected)
+    assert display.error == pytest.approx(unit * np.sqrt(residual.mean()))
 
 
 def test_constant_features_have_no_bar():
@@ -97,29 +103,14 @@ def test_constant_features_have_no_bar():
     assert display.ax_.get_xlim() == (0, 1)
 
 
-def test_a_bad_feature_does_not_hide_the_others():
-    X = np.random.default_rng(0).normal(size=(20, 3))
-    display = ReconstructionDisplay(original=X, restored=X * [1, 1, 1000]).plot()
+def test_many_features_have_no_names_and_a_bad_one_does_not_hide_others():
+    X = np.random.default_rng(0).normal(size=(30, 60))
+    restored = X * np.where(np.arange(60) == 7, 1000, 1)
+    display = ReconstructionDisplay(original=X, restored=restored).plot()
+    assert len(display.ax_.patches) == 60
+    assert display.ax_.get_ylabel() == "feature"
     assert display.r2.min() < -1000
     assert display.ax_.get_xlim() == (-1, 1)
-
-
-def test_images_need_not_be_square():
-    X = np.random.default_rng(0).random((40, 5, 7))
-    model = small_vae(sigma=0.1).fit(X)
-    display = ReconstructionDisplay.from_estimator(model, X, n_images=3)
-    picture = display.ax_.get_images()[0]
-    assert picture.get_array().shape == (2 * 5, 3 * 7)
-    assert picture.get_clim() == (X[:3].min(), X[:3].max())
-    np.testing.assert_array_equal(display.ax_.get_yticks(), [2.0, 7.0])
-
-
-def test_a_norm_of_the_caller_has_limits_of_its_own(of_images, images):
-    from matplotlib.colors import PowerNorm
-
-    norm = PowerNorm(0.5, vmin=0, vmax=16)
-    display = ReconstructionDisplay.from_estimator(of_images, images, norm=norm)
-    assert display.ax_.get_images()[0].norm is norm
 
 
 @pytest.mark.parametrize("n_images", [1, 8, 60])
@@ -131,44 +122,63 @@ def test_labels_do_not_touch(of_images, images, n_images):
     assert min(box.x0 for box in boxes) >= 0
 
 
-def test_many_features_have_no_names():
-    X = np.random.default_rng(0).normal(size=(30, 60))
-    display = ReconstructionDisplay(original=X, restored=X / 2).plot()
-    assert len(display.ax_.patches) == 60
-    assert display.ax_.get_ylabel() == "feature"
+def test_keywords_reach_the_artists(of_images, images, vae):
+    from matplotlib.colors import PowerNorm
+
+    norm = PowerNorm(0.5, vmin=0, vmax=16)  # it has limits of its own
+    shown = ReconstructionDisplay.from_estimator(
+        of_images, images, norm=norm, cmap="viridis"
+    )
+    (picture,) = shown.ax_.get_images()
+    assert picture.norm is norm
+    assert picture.get_cmap().name == "viridis"
+    display = ReconstructionDisplay.from_estimator(vae, low_rank_rows(), color="black")
+    assert display.ax_.patches[0].get_facecolor() == (0, 0, 0, 1)
 
 
-def test_it_draws_where_it_is_told(of_images, images, plt, vae):
+# Of all displays on one axes
+
+
+@pytest.mark.parametrize("display", [*OF_IMAGES, LatentSpaceDisplay])
+def test_it_draws_on_the_given_axes(display, of_images, images, plt):
     _, axes = plt.subplots(2)
-    display = ReconstructionDisplay.from_estimator(
-        of_images, images, ax=axes[0], cmap="viridis"
-    )
-    assert display.ax_ is axes[0]
-    assert axes[0].get_images()[0].get_cmap().name == "viridis"
-    display = ReconstructionDisplay.from_estimator(
-        vae, low_rank_rows(), ax=axes[1], color="black"
-    )
-    assert display.figure_ is axes[1].figure
-    assert axes[1].patches[0].get_facecolor() == (0, 0, 0, 1)
-    assert display.plot() is display
-    assert display.ax_ is not axes[1]
+    shown = display.from_estimator(of_images, images[:20], ax=axes[0])
+    assert shown.ax_ is axes[0]
+    assert shown.plot(axes[1]) is shown
+    assert (shown.ax_, shown.figure_) == (axes[1], axes[1].figure)
+    shown.plot()
+    assert shown.figure_ is not axes[1].figure
+    with pytest.raises(TypeError, match=r"'ax' .* must be one matplotlib Axes"):
+        shown.plot(axes)
+    with pytest.raises(TypeError, match=r"'ax' .* must be one matplotlib Axes"):
+        display.from_estimator(of_images, images, ax=axes)
 
 
-def test_bad_input(vae, of_images, images, plt):
+@pytest.mark.parametrize("display", [*OF_IMAGES, LatentSpaceDisplay])
+def test_other_estimators_are_refused(display, images):
+    with pytest.raises(TypeError, match="must be a fitted SigmaVAE"):
+        display.from_estimator("vae", images)
+    with pytest.raises(ValueError, match="not fitted"):
+        display.from_estimator(small_vae(), images)
+
+
+@pytest.mark.parametrize("display", [*OF_IMAGES, LatentSpaceDisplay])
+def test_what_cannot_be_drawn_as_an_image_is_refused(display, vae):
+    params = {"kind": "traversal"} if display is LatentSpaceDisplay else {}
+    five = np.random.default_rng(0).random((40, 4, 4, 5))
+    with pytest.raises(ValueError, match="to images with 5"):
+        display.from_estimator(small_vae(sigma=0.1).fit(five), five, **params)
+    if display is not ReconstructionDisplay:
+        with pytest.raises(ValueError, match="fitted to a table"):
+            display.from_estimator(vae, low_rank_rows(), **params)
+
+
+def test_bad_input(vae, of_images, images):
     X = low_rank_rows()
-    with pytest.raises(ValueError, match="two rows of a table at least"):
+    with pytest.raises(ValueError, match="one row do not vary"):
         ReconstructionDisplay.from_estimator(vae, X[:1])
     with pytest.raises(ValueError, match="X contains NaN"):
         ReconstructionDisplay.from_estimator(of_images, np.full_like(images, np.nan))
-    with pytest.raises(TypeError, match="'ax' of ReconstructionDisplay"):
-        ReconstructionDisplay.from_estimator(vae, X, ax=plt.subplots(2)[1])
-    five = np.random.default_rng(0).random((40, 4, 4, 5))
-    with pytest.raises(ValueError, match="to images with 5"):
-        ReconstructionDisplay.from_estimator(small_vae(sigma=0.1).fit(five), five)
-    with pytest.raises(TypeError, match="must be a fitted SigmaVAE"):
-        ReconstructionDisplay.from_estimator("vae", X)
-    with pytest.raises(ValueError, match="not fitted"):
-        ReconstructionDisplay.from_estimator(small_vae(), X)
     with pytest.raises(ValueError, match="'n_images'"):
         ReconstructionDisplay.from_estimator(vae, X, n_images=0)
     with pytest.raises(ValueError, match="features"):

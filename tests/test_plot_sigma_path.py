@@ -10,7 +10,7 @@ from small_vae import low_rank_rows, small_vae
 
 from sklearn_sigmavae import SigmaPathDisplay, sigma_path
 
-matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib")
 pytestmark = pytest.mark.usefixtures("plt")
 
 X = low_rank_rows()
@@ -38,14 +38,6 @@ def line(ax, label):
 
 def labels(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
-
-
-def test_three_panels_are_drawn(path):
-    display = SigmaPathDisplay.from_path(path)
-    assert display.axes_.shape == (3,)
-    assert display.ax_ is display.axes_[0]
-    assert all(ax.figure is display.figure_ for ax in display.axes_)
-    display.figure_.canvas.draw()
 
 
 def test_scores_are_drawn_with_a_band_of_a_standard_error(path):
@@ -89,12 +81,10 @@ def test_the_power_law_is_drawn_where_it_was_fitted(path):
     assert np.array_equal(line(ax, "Power law"), [law.sigmas, fitted])
     (label,) = [label for label in labels(ax) if label.startswith("Power law")]
     assert f"{law.exponent:.2f} ± {law.exponent_error:.2f}, R² = {law.r2:.3f}" in label
-    # The first scale hides everything: zero has no place on the axis.
     for start, kl in (("Fit", path.kl), ("Linear", path.linear_kl)):
-        x, y = line(ax, start)
-        shown = np.where(kl > 0, kl, np.nan)
-        assert np.array_equal(x, path.sigmas)
-        assert np.array_equal(y, shown, equal_nan=True)
+        assert np.array_equal(line(ax, start), [path.sigmas, kl])
+    # The first scale hides everything: zero is not on the axis.
+    assert path.linear_kl[0] == 0
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert ax.get_ylim()[0] > 1e-4 * path.kl.max()
     assert ax.get_xlabel() == "σ, in the units of X"
@@ -113,67 +103,45 @@ def test_what_a_path_lacks_is_left_out(short_path):
     assert rate_distortion.get_xlabel().startswith("Mean absolute error")
 
 
-def test_one_fold_has_no_standard_error(path):
-    arrays = {name: getattr(path, name) for name in ("sigmas", "score", "kl")}
-    display = SigmaPathDisplay(
-        **arrays,
-        distortion=path.distortion,
-        n_features=5,
-        test_scores=path.test_scores[:, :1],
-    )
-    score, *_ = display.plot().axes_
-    assert not score.collections
-    assert np.array_equal(line(score, "Held-out")[1], path.test_scores[:, 0])
-
-
-def test_a_constructor_with_the_least_draws(path):
-    display = SigmaPathDisplay(
-        sigmas=path.sigmas,
-        score=path.score,
-        kl=np.zeros(6),
-        distortion=path.distortion,
-        n_features=5,
-    )
+def test_a_display_of_few_arrays(path):
+    arrays = {name: getattr(path, name) for name in ("sigmas", "score", "distortion")}
+    display = SigmaPathDisplay(**arrays, kl=np.zeros(6), n_features=5)
     assert display.plot() is display
     assert [len(ax.get_lines()) for ax in display.axes_] == [1, 1, 1]
     display.figure_.canvas.draw()
-
-
-def test_a_wide_range_of_kl_is_cut(path):
-    kl = np.geomspace(1e-9, 10, 6)
-    display = SigmaPathDisplay(
-        sigmas=path.sigmas,
-        score=path.score,
-        kl=kl,
-        distortion=path.distortion,
-        n_features=5,
-    ).plot(kind="power_law")
-    assert display.ax_.get_ylim()[0] == pytest.approx(1e-2)
+    # A wide range of the KL is cut.
+    display.kl = np.geomspace(1e-9, 10, 6)
+    assert display.plot(kind="power_law").ax_.get_ylim()[0] == pytest.approx(1e-2)
+    # One fold has no standard error.
+    display.test_scores = path.test_scores[:, :1]
+    ax = display.plot(kind="score").ax_
+    assert not ax.collections
+    assert np.array_equal(line(ax, "Held-out")[1], path.test_scores[:, 0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_panel_can_be_drawn_alone(path, kind, plt):
     _, ax = plt.subplots()
     display = SigmaPathDisplay.from_path(path, ax=ax, kind=kind)
-    assert display.ax_ is ax
-    assert display.figure_ is ax.figure
+    assert (display.ax_, display.figure_) == (ax, ax.figure)
     among_three = SigmaPathDisplay.from_path(path).axes_[KINDS.index(kind)]
     assert labels(ax) == labels(among_three)
     for alone, other in zip(ax.get_lines(), among_three.get_lines(), strict=True):
-        assert np.array_equal(alone.get_data(), other.get_data(), equal_nan=True)
-    # Without axes, in a figure of its own.
+        assert np.array_equal(alone.get_data(), other.get_data())
     assert len(display.plot(kind=kind).axes_) == 1
     assert display.ax_ is not ax
 
 
-def test_axes_of_the_caller_are_used(path, plt):
+def test_three_panels_are_drawn(path, plt):
+    display = SigmaPathDisplay.from_path(path)
+    assert display.axes_.shape == (3,)
+    assert all(ax.figure is display.figure_ for ax in display.axes_)
+    display.figure_.canvas.draw()
     figure, axes = plt.subplots(3, 1)
-    display = SigmaPathDisplay.from_path(path, ax=axes)
-    assert display.figure_ is figure
-    assert list(display.axes_) == list(axes)
-    # Again, on a list.
-    assert display.plot(list(axes)) is display
-    assert list(display.axes_) == list(axes)
+    for given in (axes, list(axes)):
+        display.plot(given)
+        assert (display.ax_, display.figure_) == (axes[0], figure)
+        assert list(display.axes_) == list(axes)
 
 
 def test_keywords_reach_the_lines_of_the_fit(path):
@@ -208,24 +176,23 @@ def test_an_estimator_is_drawn_as_its_path(given, plt):
 
 
 @pytest.mark.parametrize(
-    ("count", "kind", "needed"), [(1, "all", 3), (2, "all", 3), (3, "score", 1)]
+    ("count", "kind", "message"),
+    [
+        (2, "all", "must hold 3 axes .* Got 2"),
+        (3, "score", "must hold 1 axes .* Got 3"),
+        (1, "line", "'kind' parameter .* Got 'line' instead"),
+    ],
 )
-def test_a_wrong_number_of_axes_is_refused(path, count, kind, needed, plt):
+def test_wrong_axes_and_kinds_are_refused(path, count, kind, message, plt):
     _, axes = plt.subplots(1, count)
-    match = f"must hold {needed} axes .* Got {count}"
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=message):
         SigmaPathDisplay.from_path(path, ax=axes, kind=kind)
     # Before there is a path.
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(ValueError, match=message):
         SigmaPathDisplay.from_estimator(None, None, ax=axes, kind=kind)
 
 
-def test_an_unknown_kind_is_refused(path):
-    with pytest.raises(ValueError, match=r"'kind' parameter .* Got 'line' instead"):
-        SigmaPathDisplay.from_path(path, kind="line")
-
-
-def test_without_matplotlib_the_error_tells_how_to_get_it(path, monkeypatch):
+def test_without_matplotlib_the_error_says_how_to_install_it(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         SigmaPathDisplay.from_path(path)

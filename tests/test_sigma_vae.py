@@ -5,12 +5,13 @@ import math
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from small_vae import (
     NOISE,
-    curved_rows,
     low_rank_rows,
     same_weights,
     small_vae,
@@ -21,14 +22,14 @@ from sklearn_sigmavae import BernoulliNoise, GeneralizedNormalNoise
 
 X = low_rank_rows()
 N_SAMPLES, N_FEATURES = X.shape
-NOISES = ["gaussian", "laplace", "bernoulli", GeneralizedNormalNoise(exponent=3.0)]
+NOISES = ["gaussian", "laplace", GeneralizedNormalNoise(exponent=3.0)]
 
 
 # Shapes, dtypes, values
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("noise", NOISES, ids=str)
+@pytest.mark.parametrize("noise", [*NOISES, "bernoulli"], ids=str)
 def test_outputs_have_the_shape_and_dtype_of_the_input(noise, dtype):
     data = ((X > 1) if noise == "bernoulli" else X).astype(dtype)
     vae = small_vae(noise=noise)
@@ -46,28 +47,14 @@ def test_outputs_have_the_shape_and_dtype_of_the_input(noise, dtype):
     assert scores.shape == (N_SAMPLES,)
     assert scores.dtype == np.float64
     assert isinstance(vae.score(data), float)
-    for add_noise in (False, True):
-        drawn = vae.sample(7, add_noise=add_noise, random_state=0)
-        assert drawn.shape == (7, N_FEATURES)
-        assert np.isfinite(drawn).all()
-
-
-def test_integers_are_data_like_any_other():
-    integers = np.round(10 * X).astype(np.int64)
-    vae = small_vae(sigma=3.0).fit(integers)
-    expected = small_vae(sigma=3.0).fit(integers.astype(np.float64))
-    assert vae.transform(integers).dtype == np.float64
-    assert np.array_equal(vae.transform(integers), expected.transform(1.0 * integers))
 
 
 def test_bernoulli_samples_are_zeros_and_ones_and_means_are_probabilities():
-    binary = (X > 1).astype(float)
-    vae = small_vae(noise="bernoulli").fit(binary)
+    vae = small_vae(noise="bernoulli").fit((X > 1).astype(float))
     drawn = vae.sample(50, add_noise=True, random_state=0)
     assert set(np.unique(drawn)) == {0.0, 1.0}
     means = vae.sample(50, random_state=0)
-    assert means.min() > 0
-    assert means.max() < 1
+    assert 0 < means.min() < means.max() < 1
     assert len(np.unique(means)) > 2
     assert vae.sigma_ is None
     assert isinstance(vae.noise_, BernoulliNoise)
@@ -76,20 +63,13 @@ def test_bernoulli_samples_are_zeros_and_ones_and_means_are_probabilities():
 def test_inference_agrees_with_itself(vae):
     mean, std = vae.posterior(X)
     assert np.array_equal(vae.transform(X), mean)
+    assert np.array_equal(small_vae().fit_transform(X), mean)
     assert (std > 0).all()
     expected = 0.5 * (mean**2 + std**2 - 1 - 2 * np.log(std))
     np.testing.assert_allclose(vae.kl_divergence(X), expected, atol=1e-12)
-    assert vae.kl_divergence(X).min() >= 0
     assert vae.score(X) == vae.score_samples(X).mean()
     assert vae.n_active_components_ == (vae.kl_divergence(X).mean(0) > 0.01).sum() == 2
-
-
-def test_fit_transform_is_fit_then_transform(vae):
-    assert np.array_equal(small_vae().fit_transform(X), vae.transform(X))
-
-
-def test_inverse_transform_reconstructs(vae):
-    error = X - vae.inverse_transform(vae.transform(X))
+    error = X - vae.inverse_transform(mean)
     assert np.square(error).mean() < 0.1 * X.var(axis=0).mean()
 
 
@@ -101,80 +81,49 @@ def test_rows_do_not_see_each_other(vae, method):
     infer = getattr(vae, method)
     alone = np.concatenate([infer(rows[i : i + 1]) for i in range(len(rows))])
     np.testing.assert_allclose(infer(rows), alone, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(infer(rows)[::-1], infer(rows[::-1]), atol=1e-12)
 
 
-def test_score_is_deterministic(vae):
-    first = vae.score_samples(X)
-    torch.rand(3)
-    assert np.array_equal(first, vae.score_samples(X))
+FORMS = {
+    "Fortran": np.asfortranarray(X),
+    "strided": np.repeat(X, 2, axis=1)[:, ::2],
+    "reversed": X[::-1].copy()[::-1],
+    "list": X.tolist(),
+    "objects": X.astype(object),
+    "big-endian": X.astype(">f8"),
+    "read-only": np.frombuffer(X.tobytes()).reshape(X.shape),
+    "pandas": pd.DataFrame(X, columns=list("abcde")),
+    "polars": pl.DataFrame(X, schema=list("abcde")),
+}
 
 
-def test_importance_weighted_score_is_tighter_and_one_sample_is_the_bound():
-    rows = curved_rows()
-    params = {"sigma": 0.1, "hidden_layer_sizes": (32,), "learning_rate": 1e-2}
-    vae = small_vae(**params, max_iter=10).fit(rows)
-    bound = vae.score_samples(rows)
-    one = vae.score_samples(rows, n_importance_samples=1)
-    np.testing.assert_allclose(one, bound, atol=1e-3)
-    assert vae.score_samples(rows, n_importance_samples=32).mean() > bound.mean() + 0.01
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [
-        lambda rows: np.asfortranarray(rows),
-        lambda rows: np.repeat(rows, 2, axis=1)[:, ::2],
-        lambda rows: rows[::-1].copy()[::-1],
-        lambda rows: rows.tolist(),
-        lambda rows: rows.astype(">f8"),
-        lambda rows: np.frombuffer(rows.tobytes()).reshape(rows.shape),
-    ],
-    ids=["fortran", "strided", "reversed", "list", "big-endian", "read-only"],
-)
-def test_memory_layout_makes_no_difference(vae, variant):
-    rows = variant(X)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_of_the_data_makes_no_difference(vae, form):
+    rows = FORMS[form]
     fitted = small_vae().fit(rows)
     assert same_weights(weights(fitted), weights(vae))
     assert np.array_equal(fitted.transform(rows), vae.transform(X))
     assert np.array_equal(fitted.score_samples(rows), vae.score_samples(X))
-
-
-def test_data_frames_make_no_difference(vae):
-    frame = pd.DataFrame(X, columns=list("abcde"))
-    fitted = small_vae().fit(frame)
-    assert list(fitted.feature_names_in_) == list("abcde")
-    assert np.array_equal(fitted.transform(frame), vae.transform(X))
-    assert np.array_equal(fitted.score_samples(frame), vae.score_samples(X))
-
-
-def test_input_is_not_modified():
-    rows = X.copy()
-    vae = small_vae().fit(rows)
-    codes = vae.transform(rows)
-    kept = codes.copy()
-    vae.inverse_transform(codes)
-    vae.score(rows)
-    assert np.array_equal(rows, X)
-    assert np.array_equal(codes, kept)
+    names = list("abcde") if hasattr(rows, "columns") else None
+    assert names is None or list(fitted.feature_names_in_) == names
 
 
 # Sampling
 
 
-def test_samples_are_reproducible(vae):
-    for add_noise in (False, True):
-        first, again, other = (
-            vae.sample(5, add_noise=add_noise, random_state=seed) for seed in (0, 0, 1)
-        )
-        assert np.array_equal(first, again)
-        assert not np.array_equal(first, other)
+@pytest.mark.parametrize("add_noise", [False, True])
+def test_samples_are_reproducible(vae, add_noise):
+    first, again, other = (
+        vae.sample(5, add_noise=add_noise, random_state=seed) for seed in (0, 0, 1)
+    )
+    assert first.shape == (5, N_FEATURES)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("noise", [n for n in NOISES if n != "bernoulli"], ids=str)
+@pytest.mark.parametrize("noise", NOISES, ids=str)
 def test_added_noise_has_the_variance_of_the_noise(noise):
-    vae = small_vae(noise=noise, sigma=[0.1, 0.2, 0.3, 0.4, 0.5]).fit(X)
-    n_samples = 20_000
+    sigma, n_samples = [0.1, 0.2, 0.3, 0.4, 0.5], 20_000
+    vae = small_vae(noise=noise, sigma=sigma).fit(X)
     clean, noisy = (
         vae.sample(n_samples, add_noise=add_noise, random_state=0)
         for add_noise in (False, True)
@@ -182,7 +131,7 @@ def test_added_noise_has_the_variance_of_the_noise(noise):
     residual = noisy - clean
     p = vae.noise_.exponent
     factor = p ** (2 / p) * math.gamma(3 / p) / math.gamma(1 / p)
-    expected = factor * np.square([0.1, 0.2, 0.3, 0.4, 0.5])
+    expected = factor * np.square(sigma)
     # A variance estimate is off by sqrt((kurtosis - 1) / n), 1.6 % for the Laplace.
     np.testing.assert_allclose(residual.var(axis=0), expected, rtol=0.07)
     bound = 5 * np.sqrt(expected / n_samples)
@@ -199,74 +148,68 @@ def test_samples_look_like_the_data():
 
 # Units
 
-
 UNIT_PARAMS = [
-    {"max_iter": 5},
-    {"max_iter": 5, "noise": "laplace"},
-    {"max_iter": 5, "sigma": [0.1, 0.2, 0.3, 0.4, 0.5]},
-    {"max_iter": 5, "init": "random"},
+    {},
+    {"noise": "laplace"},
+    {"sigma": [0.1, 0.2, 0.3, 0.4, 0.5]},
+    {"init": "random"},
 ]
 
 
-def _scaled(params, factor):
-    sigma = factor * np.asarray(params.get("sigma", NOISE))
-    return small_vae(**{**params, "sigma": sigma if sigma.ndim else float(sigma)})
+def assert_equivalent(scaled, vae, factor, offset=0.0):
+    """Compare a fit to ``offset + factor * X`` with one to X."""
+    rows = offset + factor * X
+    codes = vae.transform(X)
+    np.testing.assert_allclose(scaled.transform(rows), codes, atol=1e-3)
+    shift = np.log(np.broadcast_to(factor, N_FEATURES)).sum()
+    np.testing.assert_allclose(scaled.score(rows) + shift, vae.score(X), atol=1e-3)
+    decoded = (scaled.inverse_transform(codes) - offset) / factor
+    np.testing.assert_allclose(decoded, vae.inverse_transform(codes), atol=1e-3)
+    drawn, expected = (
+        v.sample(5, add_noise=True, random_state=0) for v in (scaled, vae)
+    )
+    np.testing.assert_allclose((drawn - offset) / factor, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("params", UNIT_PARAMS, ids=str)
-@pytest.mark.parametrize("factor", [1e-3, 1e3, 1e-100, 1e100])
+@pytest.mark.parametrize("factor", [1e-3, 1e-100, 1e100, 2.0**10])
 def test_units_do_not_matter(params, factor):
-    vae = _scaled(params, 1.0).fit(X)
-    scaled = _scaled(params, factor).fit(factor * X)
-    np.testing.assert_allclose(
-        scaled.transform(factor * X), vae.transform(X), atol=1e-3
-    )
-    shift = N_FEATURES * np.log(factor)
-    np.testing.assert_allclose(
-        scaled.score(factor * X) + shift, vae.score(X), atol=1e-3
-    )
+    vae = small_vae(**params, max_iter=5).fit(X)
+    sigma = factor * np.asarray(params.get("sigma", NOISE))
+    scaled = clone(vae).set_params(sigma=sigma).fit(factor * X)
+    assert_equivalent(scaled, vae, factor)
     np.testing.assert_allclose(np.ravel(scaled.sigma_), factor * np.ravel(vae.sigma_))
-    np.testing.assert_allclose(
-        scaled.sample(5, add_noise=True, random_state=0),
-        factor * vae.sample(5, add_noise=True, random_state=0),
-        atol=1e-3 * factor,
-    )
+    if factor == 2.0**10:
+        # Powers of two change no bit, in float32 either.
+        assert np.array_equal(scaled.transform(factor * X), vae.transform(X))
+        for model, unit in ((scaled, factor), (vae, 1.0)):
+            model.fit(np.float32(unit) * X.astype(np.float32))
+        assert same_weights(weights(scaled), weights(vae))
 
 
-@pytest.mark.parametrize("params", UNIT_PARAMS, ids=str)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
-def test_powers_of_two_change_nothing_at_all(params, dtype, factor):
-    rows = X.astype(dtype)
-    vae = _scaled(params, 1.0).fit(rows)
-    scaled = _scaled(params, factor).fit(dtype(factor) * rows)
-    codes = scaled.transform(dtype(factor) * rows)
-    assert codes.dtype == dtype
-    assert np.array_equal(codes, vae.transform(rows))
+def test_small_spreads_far_from_zero_are_no_trouble(vae):
+    shifted = small_vae(sigma=1e-3 * NOISE).fit(1e4 + 1e-3 * X)
+    assert_equivalent(shifted, vae, 1e-3, offset=1e4)
 
 
-def test_small_spreads_far_from_zero_are_no_trouble():
-    params = {"max_iter": 5}
-    vae = small_vae(**params).fit(X)
-    far = 1e4 + 1e-3 * X
-    shifted = small_vae(**params, sigma=1e-3 * NOISE).fit(far)
-    np.testing.assert_allclose(shifted.transform(far), vae.transform(X), atol=1e-3)
-    score = shifted.score(far) + N_FEATURES * np.log(1e-3)
-    np.testing.assert_allclose(score, vae.score(X), atol=1e-3)
-    decoded = (shifted.inverse_transform(shifted.transform(far)) - 1e4) / 1e-3
-    expected = vae.inverse_transform(vae.transform(X))
-    np.testing.assert_allclose(decoded, expected, atol=1e-3)
+def test_scales_per_feature_are_scales_of_features(vae):
+    factors = np.array([1e-2, 0.1, 1.0, 10.0, 300.0])
+    scaled = small_vae(sigma=NOISE * factors).fit(X * factors)
+    np.testing.assert_array_equal(scaled.sigma_, NOISE * factors)
+    assert_equivalent(scaled, vae, factors)
+    equal = small_vae(sigma=[NOISE] * N_FEATURES).fit(X)
+    assert isinstance(equal.sigma_, np.ndarray)
+    assert_equivalent(equal, vae, 1.0)
 
 
-def test_constant_columns_are_no_trouble():
+def test_constant_columns_are_no_trouble(vae):
     rows = np.column_stack([X, np.full(N_SAMPLES, 7.0), np.zeros(N_SAMPLES)])
-    vae = small_vae().fit(rows)
-    decoded = vae.inverse_transform(vae.transform(rows))
+    of_more = small_vae().fit(rows)
+    decoded = of_more.inverse_transform(of_more.transform(rows))
     assert np.abs(decoded[:, -2] - 7).max() < NOISE
     # Each constant column adds at most the density's maximum.
-    added = vae.score(rows) - small_vae().fit(X).score(X)
     most = -np.log(NOISE * np.sqrt(2 * np.pi)) * 2
-    assert most - 0.5 < added < most + 0.5
+    assert of_more.score(rows) - vae.score(X) == pytest.approx(most, abs=0.5)
 
 
 @pytest.mark.parametrize("value", [5.0, 0.1, 1 / 3, 1e-5])
@@ -278,12 +221,11 @@ def test_constant_data_warns_and_stays_finite(value, n_samples):
         vae = small_vae().fit(rows)
     assert np.isfinite(vae.score(rows))
     assert vae.n_active_components_ == 0
-    np.testing.assert_allclose(
-        vae.inverse_transform(vae.transform(rows)), rows, atol=0.1
-    )
+    restored = vae.inverse_transform(vae.transform(rows))
+    np.testing.assert_allclose(restored, rows, atol=0.1)
 
 
-# Scales
+# Learned scales
 
 
 def test_the_learned_scale_is_that_of_the_noise():
@@ -298,7 +240,7 @@ def test_the_learned_scale_is_that_of_the_noise():
     best = vae.score(rows)
     for factor in (0.9, 1.1):
         other = copy.deepcopy(vae)
-        other.sigma_ = factor * vae.sigma_
+        other._model.scale *= factor
         assert other.score(rows) < best - 0.01
 
 
@@ -310,47 +252,20 @@ def test_the_learned_scale_without_a_maximum_stops_at_a_floor():
     np.testing.assert_allclose(vae.sigma_, 1e-3 * rows.std(), rtol=1e-6)
 
 
-def test_scales_per_feature_are_scales_of_features():
-    factors = np.array([1e-2, 0.1, 1.0, 10.0, 300.0])
-    vae = small_vae().fit(X)
-    scaled = small_vae(sigma=NOISE * factors).fit(X * factors)
-    assert isinstance(scaled.sigma_, np.ndarray)
-    np.testing.assert_array_equal(scaled.sigma_, NOISE * factors)
-    np.testing.assert_allclose(
-        scaled.transform(X * factors), vae.transform(X), atol=1e-3
-    )
-    shift = np.log(factors).sum()
-    np.testing.assert_allclose(
-        scaled.score(X * factors) + shift, vae.score(X), atol=1e-3
-    )
-
-
-def test_equal_scales_per_feature_are_one_scale():
-    one, many = small_vae().fit(X), small_vae(sigma=[NOISE] * N_FEATURES).fit(X)
-    np.testing.assert_allclose(many.transform(X), one.transform(X), atol=1e-4)
-    np.testing.assert_allclose(many.score(X), one.score(X), atol=1e-4)
-    assert isinstance(many.sigma_, np.ndarray)
-
-
-# Devices
+# Attributes
 
 
 def test_devices_have_several_names(vae):
     for device in ("cpu", torch.device("cpu"), "cpu:0"):
-        fitted = small_vae(device=device).fit(X)
-        assert same_weights(weights(fitted), weights(vae))
-
-
-def test_the_automatic_device_is_cuda_where_there_is_one():
-    fitted = small_vae(device="auto").fit(X)
+        assert same_weights(weights(small_vae(device=device).fit(X)), weights(vae))
+    automatic = small_vae(device="auto").fit(X)
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert fitted.module_.device.type == expected
-    assert isinstance(fitted.transform(X), np.ndarray)
+    assert automatic.module_.device.type == expected
+    assert isinstance(automatic.transform(X), np.ndarray)
 
 
 @pytest.mark.parametrize("name", ["module_", "history_"])
-def test_fitted_attributes_say_what_is_missing(name):
-    model = small_vae()
+def test_fitted_attributes_are_missing_before_a_fit(name):
     with pytest.raises(NotFittedError, match="not fitted yet"):
-        getattr(model, name)
-    assert not hasattr(model, name)
+        getattr(small_vae(), name)
+    assert not hasattr(small_vae(), name)

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -29,6 +28,8 @@ from sklearn_sigmavae.networks import MLP
 
 X = low_rank_rows()
 N_SAMPLES, N_FEATURES = X.shape
+FRAME = pd.DataFrame(X, columns=list("abcde"))
+CODES = ["sigmavae0", "sigmavae1"]
 
 
 # Copies
@@ -59,11 +60,9 @@ def _joblib_copy(estimator, path):
     ids=["defaults", "mle", "dropout", "callbacks"],
 )
 def test_copies_are_the_same_model_and_independent(copy_of, params, tmp_path):
-    vae = small_vae(**params).fit(X)
+    vae = copy_of(small_vae(**params), tmp_path).fit(X)
     copied = copy_of(vae, tmp_path)
     assert copied.module_ is copied.net_.module_
-    assert copied.module_ is not vae.module_
-    assert np.array_equal(copied.transform(X), vae.transform(X))
     assert np.array_equal(copied.score_samples(X), vae.score_samples(X))
     assert np.array_equal(
         copied.sample(3, add_noise=True, random_state=0),
@@ -71,29 +70,13 @@ def test_copies_are_the_same_model_and_independent(copy_of, params, tmp_path):
     )
     assert copied.n_iter_ == vae.n_iter_
     assert np.array_equal(copied.sigma_, vae.sigma_)
-    kept = vae.transform(X)
-    # Optimizers that lost their parameters would leave the weights as they are.
+    kept = weights(vae)
+    # An optimizer without the parameters of the copy would leave it as it is.
     copied.partial_fit(X)
-    assert not np.array_equal(copied.transform(X), kept)
-    assert np.array_equal(vae.transform(X), kept)
-
-
-def test_a_copy_trains_on_as_the_original_does():
-    vae = small_vae(random_state=0).partial_fit(X)
-    copied = pickle.loads(pickle.dumps(vae))
-    assert same_weights(weights(vae.partial_fit(X)), weights(copied.partial_fit(X)))
-
-
-def test_an_unfitted_estimator_pickles():
-    vae = pickle.loads(pickle.dumps(small_vae(callbacks=[EpochRecorder()])))
-    assert vae.fit(X).n_iter_ == 3
-
-
-def test_clone_is_unfitted_and_fits_the_same(vae):
-    cloned = clone(vae)
-    assert not hasattr(cloned, "net_")
-    assert not hasattr(cloned, "n_features_in_")
-    assert same_weights(weights(cloned.fit(X)), weights(vae))
+    assert not same_weights(weights(copied), kept)
+    assert same_weights(weights(vae), kept)
+    if "callbacks" not in params:  # which note what they have seen
+        assert same_weights(weights(vae.partial_fit(X)), weights(copied))
 
 
 def test_a_pickle_holds_weights_and_optimizer_but_no_data():
@@ -105,42 +88,31 @@ def test_a_pickle_holds_weights_and_optimizer_but_no_data():
     assert 3 * n_bytes < len(blob) < 3.2 * n_bytes + 60_000
     assert max(parameters, key=torch.numel).detach().numpy().tobytes() in blob
     internal = vae.module_.units.to_internal(X).numpy()
-    for rows in (X, internal):
-        for row in rows:
-            for dtype in (np.float32, np.float64):
-                assert row.astype(dtype).tobytes() not in blob
+    for row in (*X, *internal):
+        for dtype in (np.float32, np.float64):
+            assert row.astype(dtype).tobytes() not in blob
 
 
-# The rest of scikit-learn
+# Frames
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
-def test_set_output(library, vae):
+def test_set_output_is_for_codes_alone(library, vae):
     container = pytest.importorskip(library)
     fitted = small_vae().set_output(transform=library)
     frame = fitted.fit_transform(X)
     assert isinstance(frame, container.DataFrame)
-    assert list(frame.columns) == ["sigmavae0", "sigmavae1"]
+    assert list(frame.columns) == list(vae.get_feature_names_out()) == CODES
     assert np.array_equal(frame.to_numpy(), vae.transform(X))
     assert isinstance(fitted.posterior(X)[0], np.ndarray)
-    assert fitted.inverse_transform(frame.to_numpy()).shape == X.shape
+    assert isinstance(fitted.inverse_transform(frame.to_numpy()), np.ndarray)
 
 
-def test_polars_frames_are_data(vae):
-    polars = pytest.importorskip("polars")
-    frame = polars.DataFrame(X, schema=list("abcde"))
-    fitted = small_vae().fit(frame)
-    assert list(fitted.feature_names_in_) == list("abcde")
-    assert np.array_equal(fitted.transform(frame), vae.transform(X))
-
-
-def test_feature_names(vae):
-    assert list(vae.get_feature_names_out()) == ["sigmavae0", "sigmavae1"]
+def test_feature_names_are_compared(vae):
     assert not hasattr(vae, "feature_names_in_")
-    frame = pd.DataFrame(X, columns=list("abcde"))
-    fitted = small_vae().fit(frame)
+    fitted = small_vae().fit(FRAME)
     with pytest.raises(ValueError, match="feature names"):
-        fitted.transform(frame[list("edcba")])
+        fitted.transform(FRAME[list("edcba")])
     with pytest.warns(UserWarning, match="valid feature names"):
         fitted.transform(X)
 
@@ -151,12 +123,9 @@ def test_html_repr_links_to_the_documentation(vae):
         assert f"https://sklearn-sigmavae.readthedocs.io/{page}" in (
             estimator._repr_html_()
         )
-    assert "SigmaVAE" in make_pipeline(StandardScaler(), vae)._repr_html_()
 
 
-def test_repr_shows_what_is_not_default():
-    assert repr(small_vae(sigma=0.25)).startswith("SigmaVAE(")
-    assert "sigma=0.25" in repr(small_vae(sigma=0.25))
+# Pipelines and searches
 
 
 def test_pipeline_scores_and_inverts():
@@ -171,27 +140,15 @@ def test_pipeline_scores_and_inverts():
 
 
 def test_column_transformer_and_feature_union():
-    frame = pd.DataFrame(X, columns=list("abcde"))
     columns = ColumnTransformer(
         [("vae", small_vae(), ["a", "b", "c"]), ("rest", "passthrough", ["d", "e"])]
     ).set_output(transform="pandas")
-    out = columns.fit_transform(frame)
-    codes = ["vae__sigmavae0", "vae__sigmavae1"]
-    assert list(out.columns) == [*codes, "rest__d", "rest__e"]
-    expected = small_vae().fit_transform(frame[["a", "b", "c"]])
+    out = columns.fit_transform(FRAME)
+    assert list(out.columns) == [*(f"vae__{c}" for c in CODES), "rest__d", "rest__e"]
+    expected = small_vae().fit_transform(FRAME[["a", "b", "c"]])
     assert np.array_equal(out.to_numpy()[:, :2], expected)
     union = FeatureUnion([("a", small_vae()), ("b", small_vae(n_components=1))])
     assert union.fit_transform(X).shape == (N_SAMPLES, 3)
-
-
-def test_grid_search_finds_the_noise_of_the_data():
-    sigmas = [0.03, NOISE, 3.0]
-    rows = low_rank_rows(120)
-    search = GridSearchCV(small_vae(), {"sigma": sigmas}, cv=3)
-    search.fit(rows)
-    assert search.best_params_ == {"sigma": NOISE}
-    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-    assert search.score(rows) == search.best_estimator_.score(rows)
 
 
 def test_parameters_of_parts_are_searchable():
@@ -200,7 +157,6 @@ def test_parameters_of_parts_are_searchable():
     vae = small_vae(**parts, early_stopping=False)
     grid = {"noise__exponent": [1.0, 2.0], "network__hidden_layer_sizes": [(4,), (6,)]}
     search = GridSearchCV(vae, grid, cv=2, n_jobs=1).fit(X)
-    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     assert len(set(search.cv_results_["mean_test_score"])) == 4
     best = search.best_estimator_
     assert best.noise_.exponent == search.best_params_["noise__exponent"]
@@ -239,8 +195,3 @@ def test_the_modes_of_torch_around_a_fit_make_no_difference(method, context):
     assert same_weights(weights(fitted), weights(expected))
     assert np.array_equal(codes, expected.transform(X))
     fitted.partial_fit(X)
-
-
-def test_refitting_forgets_earlier_calls_of_partial_fit():
-    again = small_vae().partial_fit(X).partial_fit(X).fit(X).partial_fit(X)
-    assert same_weights(weights(again), weights(small_vae().fit(X).partial_fit(X)))

@@ -1,39 +1,28 @@
 """Bad input: a clear error before training, and nothing has changed after it."""
 
-import copy
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-import sklearn.impute
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.pipeline import make_pipeline
-from small_vae import EpochRecorder, low_rank_rows, same_weights, small_vae, weights
+from small_vae import EpochRecorder, Unchanged, low_rank_rows, small_vae
 from torch import nn
 
 from sklearn_sigmavae import GeneralizedNormalNoise, SigmaVAE
-from sklearn_sigmavae import _net as net_module
 from sklearn_sigmavae.networks import MLP
 
 X = low_rank_rows()
 N_FEATURES = X.shape[1]
 
-INFERENCE = [
-    "transform",
-    "score",
-    "score_samples",
-    "posterior",
-    "kl_divergence",
-    "denoise",
-    "estimate_noise_scale",
-    "inverse_transform",
-]
+INFERENCE = ["transform", "score", "score_samples", "posterior", "kl_divergence"]
+INFERENCE += ["denoise", "estimate_noise_scale", "inverse_transform"]
 # To these NaN is an entry that is missing.
 TAKE_GAPS = ["posterior", "denoise", "estimate_noise_scale"]
 
@@ -44,53 +33,17 @@ def vae(request):
     return small_vae() if request.param == "unfitted" else small_vae().fit(X)
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    """Make any training an error of another type."""
-
-    def train(self, *args):
-        pytest.fail("training started")
-
-    monkeypatch.setattr(net_module.BoundNet, "train", train)
-
-
-class _Unchanged:
-    """Context that checks the fitted state of an estimator at its end."""
-
-    def __init__(self, estimator):
-        self.estimator = estimator
-
-    def __enter__(self):
-        params = self.estimator.get_params(deep=False)
-        self.before = {k: v for k, v in vars(self.estimator).items() if k not in params}
-        if self.before:
-            self.codes = self.estimator.transform(X)
-            self.weights = weights(self.estimator)
-            self.n_rows = len(self.estimator.history_)
-
-    def __exit__(self, *exception):
-        params = self.estimator.get_params(deep=False)
-        after = {k: v for k, v in vars(self.estimator).items() if k not in params}
-        assert after.keys() == self.before.keys()
-        assert all(after[name] is self.before[name] for name in after)
-        if self.before:
-            assert np.array_equal(self.estimator.transform(X), self.codes)
-            assert same_weights(weights(self.estimator), self.weights)
-            assert len(self.estimator.history_) == self.n_rows
-        else:
-            assert not hasattr(self.estimator, "n_features_in_")
-            with pytest.raises(NotFittedError):
-                self.estimator.transform(X)
+@contextmanager
+def raises(estimator, error, match):
+    """Context of a call that fails, and leaves an estimator as it was."""
+    with Unchanged(estimator), pytest.raises(error, match=match) as info:
+        yield info
 
 
 def _with(value, dtype=np.float64):
     rows = X.astype(dtype)
     rows[3, 1] = value
     return rows
-
-
-def _as_objects(rows):
-    return rows.astype(object)
 
 
 BAD_DATA = {
@@ -122,7 +75,7 @@ def test_bad_data_is_refused(vae, no_training, method, case):
     data, error, message = BAD_DATA[case]
     if method == "partial_fit" and hasattr(vae, "net_") and "overflow" in case:
         pytest.skip("the units are those of the first call")
-    with _Unchanged(vae), pytest.raises(error, match=message):
+    with raises(vae, error, message):
         getattr(vae, method)(data)
 
 
@@ -133,28 +86,27 @@ def test_bad_data_is_refused_by_inference(method, case):
         pytest.skip("entries may be missing")
     data, error, message = BAD_DATA[case]
     vae = small_vae(n_components=N_FEATURES).fit(X)
-    with _Unchanged(vae), pytest.raises(error, match=message):
+    with raises(vae, error, message):
         getattr(vae, method)(data)
 
 
+GAPS = "Input {} contains NaN.*SimpleImputer.*KNNImputer.*Iterative.*denoise and post"
+
+
 @pytest.mark.parametrize(
-    "kind", [np.array, pd.DataFrame, _as_objects], ids=["array", "frame", "objects"]
+    "kind",
+    [np.array, pd.DataFrame, lambda rows: rows.astype(object)],
+    ids=["array", "frame", "objects"],
 )
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "fit_transform"])
 def test_gaps_in_training_data_have_a_way_out(vae, no_training, method, kind):
-    with _Unchanged(vae), pytest.raises(ValueError, match="Input X contains NaN") as at:
+    with raises(vae, ValueError, GAPS.format("X")) as info:
         getattr(vae, method)(kind(_with(np.nan)))
-    for name in ("SimpleImputer", "KNNImputer", "IterativeImputer"):
-        assert hasattr(sklearn.impute, name)
-        assert name in str(at.value)
-    assert "denoise and posterior" in str(at.value)
-    assert "HistGradientBoosting" not in str(at.value)
-    with (
-        _Unchanged(vae),
-        pytest.raises(ValueError, match=r"Input X_val contains NaN.*Impu"),
-    ):
+    # scikit-learn recommends a classifier.
+    assert "HistGradientBoosting" not in str(info.value)
+    with raises(vae, ValueError, GAPS.format("X_val")):
         vae.fit(X, X_val=_with(np.nan))
-    with _Unchanged(vae), pytest.raises(ValueError, match="Input X_val contains inf"):
+    with raises(vae, ValueError, "Input X_val contains inf"):
         vae.fit(X, X_val=_with(np.inf))
 
 
@@ -170,13 +122,10 @@ def test_imputers_fill_what_fit_refuses():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_gaps_in_other_data_have_a_way_out(method, dtype):
     vae = small_vae().fit(X)
-    # It is NaN that is named, not an infinite entry beside it.
     rows = _with(np.nan, dtype)
-    with pytest.raises(ValueError, match="Input X contains NaN") as error:
+    with pytest.raises(ValueError, match=GAPS.format("X")):
         getattr(vae, method)(rows)
-    assert "HistGradientBoosting" not in str(error.value)
     for name in ("denoise", "posterior"):
-        assert name in str(error.value)
         assert np.isfinite(getattr(vae, name)(rows)).all()
     with pytest.raises(ValueError, match=r"contains NaN.*posterior"):
         vae.posterior(rows, refine=False)
@@ -190,43 +139,29 @@ def test_bad_held_out_rows_are_refused(vae, no_training, case):
     data, error, message = BAD_DATA[case]
     if data is None:
         pytest.skip("None stands for no held-out rows")
-    with _Unchanged(vae), pytest.raises(error, match=message):
+    with raises(vae, error, message):
         vae.fit(X, X_val=data)
 
 
-def test_one_row_is_no_data_set(vae, no_training):
-    with _Unchanged(vae), pytest.raises(ValueError, match="minimum of 2"):
+def test_the_first_call_needs_two_rows(vae):
+    with raises(vae, ValueError, "minimum of 2"):
         vae.fit(X[:1])
+    if not hasattr(vae, "net_"):
+        with raises(vae, ValueError, "minimum of 2"):
+            vae.partial_fit(X[:1])
+
+    # Later calls take one.
+    assert small_vae().partial_fit(X).partial_fit(X[:1]).n_iter_ == 2
 
 
-def test_the_first_call_of_partial_fit_needs_two_rows():
-    vae = small_vae()
-    with _Unchanged(vae), pytest.raises(ValueError, match="minimum of 2"):
-        vae.partial_fit(X[:1])
-    vae.partial_fit(X).partial_fit(X[:1])
-    assert vae.n_iter_ == 2
-
-
-@pytest.mark.parametrize("method", INFERENCE[:-1])
+@pytest.mark.parametrize("method", [*INFERENCE[:-1], "partial_fit", "fit"])
 def test_other_numbers_of_features_are_refused(method):
-    vae = small_vae().fit(X)
+    vae = small_vae(warm_start=True).fit(X)
     message = f"4 features, but SigmaVAE is expecting {N_FEATURES}"
-    with _Unchanged(vae), pytest.raises(ValueError, match=message):
+    with raises(vae, ValueError, message):
         getattr(vae, method)(X[:, :4])
-
-
-def test_other_numbers_of_features_are_refused_in_training(no_training):
-    vae = small_vae()
-    with _Unchanged(vae), pytest.raises(ValueError, match="4 features"):
+    with raises(vae, ValueError, "4 features"):
         vae.fit(X, X_val=X[:, :4])
-
-
-@pytest.mark.parametrize("params", [{}, {"warm_start": True}], ids=str)
-def test_other_numbers_of_features_are_refused_when_training_goes_on(params):
-    vae = small_vae(**params).fit(X)
-    method = vae.fit if params else vae.partial_fit
-    with _Unchanged(vae), pytest.raises(ValueError, match="4 features"):
-        method(X[:, :4])
 
 
 @pytest.mark.parametrize("n_columns", [1, 3])
@@ -245,34 +180,6 @@ def test_inference_needs_a_fit(method):
 
 
 # Parameters
-
-
-class _Recipe(BaseEstimator):
-    """Recipe that goes wrong in one of its modules."""
-
-    def __init__(self, encoder_out=None, decoder_out=None):
-        self.encoder_out = encoder_out
-        self.decoder_out = decoder_out
-
-    def _make(self, out, n_in, n_out):
-        if isinstance(out, Exception):
-            raise out
-        if out is None:
-            return nn.Sequential(nn.Linear(n_in, 4), nn.Linear(4, n_out))
-        return nn.Linear(n_in, n_out + out) if isinstance(out, int) else out
-
-    def encoder(self, input_shape, n_components):
-        return self._make(self.encoder_out, *input_shape, 2 * n_components)
-
-    def decoder(self, n_components, output_shape):
-        return self._make(self.decoder_out, n_components, *output_shape)
-
-
-class _Pair(nn.Module):
-    """Returns two tensors where one is due."""
-
-    def forward(self, x):
-        return x[:, :2], x[:, :2]
 
 
 class _HalfRecipe:
@@ -323,30 +230,39 @@ def value_id(value):
 @pytest.mark.parametrize(("name", "value"), BAD_PARAMETERS, ids=value_id)
 def test_bad_parameters_are_refused(vae, no_training, name, value):
     vae.set_params(**{name: value})
-    message = f"'{name}'"
-    with _Unchanged(vae), pytest.raises((ValueError, TypeError), match=message) as info:
+    with raises(vae, (ValueError, TypeError), f"'{name}'") as info:
         vae.fit(X)
     # A reader must be able to see what is wrong with what.
-    assert "SigmaVAE" in str(info.value)
+    assert re.search("SigmaVAE|MLP", str(info.value))
     assert len(str(info.value)) > 40
     if not hasattr(vae, "net_"):
         # scikit-learn validates parameters in the first call of partial_fit alone.
-        with _Unchanged(vae), pytest.raises((ValueError, TypeError), match=message):
+        with raises(vae, (ValueError, TypeError), f"'{name}'"):
             vae.partial_fit(X)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")], ids=str)
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda")])
 def test_devices_that_are_not_here_are_refused(vae, no_training, device):
     vae.set_params(device=device)
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"'device'.*SigmaVAE.*cuda"):
+    with raises(vae, ValueError, r"'device'.*SigmaVAE.*cuda"):
         vae.fit(X)
 
 
-@pytest.mark.parametrize("exponent", [0.5, 0, -2.0, np.nan, np.inf, "2", None, [2.0]])
-def test_bad_exponents_are_refused(vae, no_training, exponent):
-    vae.set_params(noise=GeneralizedNormalNoise(exponent=exponent))
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"'exponent'.*Generalized"):
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"linear_path": False}, r"init='pca'.*linear_path"),
+        *[
+            ({"noise": GeneralizedNormalNoise(exponent)}, r"'exponent'.*Generalized")
+            for exponent in (0.5, 0, -2.0, np.nan, np.inf, "2", None, [2.0])
+        ],
+    ],
+    ids=str,
+)
+def test_parameters_that_make_no_model_are_refused(vae, no_training, params, message):
+    vae.set_params(**params)
+    with raises(vae, ValueError, message):
         vae.fit(X)
 
 
@@ -356,12 +272,13 @@ def test_bernoulli_noise_needs_data_between_zero_and_one(no_training, value):
     outside = binary.copy()
     outside[2, 2] = value
     vae = small_vae(noise="bernoulli")
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"\[0, 1\].*ranges from"):
-        vae.fit(outside)
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"\[0, 1\].*ranges from"):
-        vae.partial_fit(outside)
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"\[0, 1\].*ranges from"):
-        vae.fit(binary, X_val=outside)
+    for call in (
+        lambda: vae.fit(outside),
+        lambda: vae.partial_fit(outside),
+        lambda: vae.fit(binary, X_val=outside),
+    ):
+        with raises(vae, ValueError, r"\[0, 1\].*ranges from"):
+            call()
 
 
 @pytest.mark.parametrize("method", INFERENCE[:-1])
@@ -372,65 +289,28 @@ def test_bernoulli_scores_need_data_between_zero_and_one(method):
         getattr(vae, method)(binary + 0.5)
 
 
-def test_pca_needs_the_linear_path(vae, no_training):
-    vae.set_params(linear_path=False)
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"init='pca'.*linear_path"):
-        vae.fit(X)
-
-
-@pytest.mark.parametrize("linear_path", [True, False])
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
 @pytest.mark.parametrize(
-    ("out", "error", "message"),
+    ("method", "name", "values"),
     [
-        (1, ValueError, r"shape \(2, \d\).*Got \(2, \d\)"),
-        ("a string", TypeError, r"torch\.nn\.Module.*str"),
-        (nn.Linear, TypeError, r"torch\.nn\.Module.*type"),
-        (nn.Linear(3, 4), ValueError, "input of shape"),
-        (_Pair(), ValueError, "Got tuple"),
-        (RuntimeError("on strike"), RuntimeError, "on strike"),
-    ],
-    ids=["width", "string", "class", "input", "pair", "raises"],
-)
-def test_recipes_that_do_not_fit_are_refused(
-    vae, no_training, part, out, error, message, linear_path
-):
-    recipe = _Recipe(**{f"{part}_out": out})
-    vae.set_params(network=recipe, linear_path=linear_path, init="random")
-    with _Unchanged(vae), pytest.raises(error, match=message) as info:
-        vae.fit(X)
-    if error is not RuntimeError:
-        assert f"{part} (_Recipe.{part})" in str(info.value)
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, "64"])
-def test_bad_arguments_of_score_samples_are_refused(value):
-    vae = small_vae().fit(X)
-    with pytest.raises(ValueError, match="'n_importance_samples'"):
-        vae.score_samples(X, n_importance_samples=value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("n_samples", 0),
-        ("n_samples", 2.0),
-        ("n_samples", "3"),
-        ("add_noise", "yes"),
-        ("random_state", "seed"),
+        ("score_samples", "n_importance_samples", [0, -1, 1.5, "64"]),
+        ("sample", "n_samples", [0, 2.0, "3"]),
+        ("sample", "add_noise", ["yes"]),
+        ("sample", "random_state", ["seed"]),
     ],
 )
-def test_bad_arguments_of_sample_are_refused(name, value):
+def test_bad_arguments_are_refused(method, name, values):
     vae = small_vae().fit(X)
-    with pytest.raises(ValueError, match=f"'{name}'"):
-        vae.sample(**{name: value})
+    args = () if method == "sample" else (X,)
+    for value in values:
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            getattr(vae, method)(*args, **{name: value})
 
 
 def test_feature_names_of_other_kinds_are_refused(no_training):
     frame = pd.DataFrame(X)
     frame.columns = ["a", "b", "c", "d", 5]
     vae = small_vae()
-    with _Unchanged(vae), pytest.raises(TypeError, match="string"):
+    with raises(vae, TypeError, "string"):
         vae.fit(frame)
 
 
@@ -441,7 +321,6 @@ def test_feature_names_of_other_kinds_are_refused(no_training):
     "params",
     [
         {"learning_rate": 1e30, "optimizer": "sgd"},
-        {"learning_rate": 1e30, "optimizer": "sgd", "early_stopping": False},
         {"learning_rate": 1e30, "early_stopping": False},
         {"max_iter": 1, "learning_rate": 1e30, "early_stopping": False}
         | {"batch_size": 100, "optimizer": "sgd"},
@@ -452,7 +331,7 @@ def test_feature_names_of_other_kinds_are_refused(no_training):
 def test_divergence_is_an_error_that_names_the_way_out(vae, method, params):
     vae.set_params(**params)
     state = torch.random.get_rng_state()
-    with _Unchanged(vae), pytest.raises(ValueError, match="diverged") as info:
+    with raises(vae, ValueError, "diverged") as info:
         getattr(vae, method)(X)
     for name in ("learning_rate", "sigma", "batch_size"):
         assert re.search(rf"\b{name}\b", str(info.value))
@@ -466,36 +345,16 @@ def test_the_last_step_may_diverge_too():
     params = {"sigma": 1e-10, "optimizer": "sgd", "early_stopping": False}
     # One step, whose loss is that of the start.
     vae = small_vae(**params, max_iter=1, batch_size=100, hidden_layer_sizes=())
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"diverged.* in epoch 1"):
+    with raises(vae, ValueError, r"diverged.* in epoch 1"):
         vae.fit(X)
 
 
 @pytest.mark.parametrize("sigma", [1e-200, 1e200, 1e308, 5e-324])
 @pytest.mark.parametrize("max_iter", [0, 3])
-def test_a_sigma_in_other_units_than_the_data_is_an_error_that_says_so(
-    vae, sigma, max_iter
-):
+def test_a_sigma_in_other_units_than_the_data_raises(vae, sigma, max_iter):
     vae.set_params(sigma=sigma, max_iter=max_iter)
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"\bsigma\b"):
+    with raises(vae, ValueError, r"\bsigma\b"):
         vae.fit(X)
-
-
-def test_outliers_do_not_make_a_fit_fail_silently():
-    rows = X.copy()
-    rows[0] = 1e25
-    vae = small_vae(sigma=1e-3)
-    with _Unchanged(vae), pytest.raises(ValueError, match=r"\bsigma\b"):
-        vae.fit(rows)
-
-
-def test_deep_copies_are_not_touched_by_failures():
-    vae = small_vae().fit(X)
-    copied = copy.deepcopy(vae)
-    vae.set_params(sigma=-1.0)
-    with pytest.raises(ValueError, match="'sigma'"):
-        vae.fit(X)
-    assert copied.sigma_ == vae.sigma_ == 0.3
-    assert np.array_equal(copied.transform(X), vae.transform(X))
 
 
 def test_a_lazy_frame_is_to_be_collected():

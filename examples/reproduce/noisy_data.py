@@ -96,7 +96,7 @@ class Vanilla:
     def transform(self, Y):
         """Codes by the encoder."""
         with torch.no_grad():
-            return self.vae.module_.encode(torch.from_numpy(Y))[0].numpy()
+            return self.vae.module_.encode(torch.from_numpy(Y)).mean.numpy()
 
     def inverse_transform(self, Z):
         """Images."""

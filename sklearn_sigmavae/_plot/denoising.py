@@ -1,60 +1,41 @@
-"""Picture of images with noise, and of what a model makes of them."""
+"""Picture of images with noise, and of what a model restores."""
 
-from numbers import Integral
+from dataclasses import dataclass
 
 import numpy as np
-from sklearn.utils import check_random_state
-from sklearn.utils._optional_dependencies import check_matplotlib_support
-from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils import check_array, check_random_state
 
-from ..noise import ALIASES, NoiseModel, resolve_noise
-from ._common import (
-    as_images,
-    check_axes,
-    check_images,
-    check_model,
-    draw_images,
-    first_images,
-    root_mean_square,
-)
-
-# Default scales of the noise, in units of the root mean variance of the training data.
-DEFAULT_SCALES = (1.0, 2.0, 4.0)
+from .._validation import COUNT, check_params
+from ..noise import ANY_NOISE, resolve_noise
+from . import _common
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DenoisingDisplay:
-    """Picture of images, clean, with noise of several scales, and restored.
+    """Picture of images: clean, with noise of several scales, and restored.
 
-    It is recommended to make one with :meth:`from_estimator`; the parameters are kept
-    as attributes, as in scikit-learn's displays [1]_.
+    Create one with :meth:`from_estimator`. Parameters are stored as attributes.
 
     Parameters
     ----------
     clean : ndarray of shape (n_images, H, W) or (n_images, H, W, C)
         Images without noise.
     noisy, restored : ndarray of shape (n_scales, n_images, H, W[, C])
-        The same with noise of each scale, and what the model makes of those.
+        The images with noise of each scale, and those restored from them.
     noise_scales : ndarray of shape (n_scales,)
         Scales of the noise, in the units of the images.
     errors : ndarray of shape (n_scales,)
-        Root mean squared errors of the restored images, in their units.
+        Root mean squared errors of the restored images, in the same units.
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
-        Axes with the picture.
-    figure_ : matplotlib Figure
-        Figure containing the picture.
+    ax_, figure_ : matplotlib Axes and Figure
+        Axes with the picture, and their figure.
 
     See Also
     --------
     SigmaVAE.denoise : Clean rows from noisy or incomplete ones.
     ReconstructionDisplay : The same without noise.
-
-    References
-    ----------
-    .. [1] scikit-learn, "Visualizations", in its user guide,
-       https://scikit-learn.org/stable/visualizations.html.
 
     Examples
     --------
@@ -62,26 +43,24 @@ class DenoisingDisplay:
     >>> from sklearn_sigmavae import DenoisingDisplay, SigmaVAE
     >>> X = load_digits().images
     >>> vae = SigmaVAE(16, sigma=2.0, max_iter=5, random_state=0).fit(X[:1500])
-    >>> display = DenoisingDisplay.from_estimator(vae, X[1500:], noise_scales=[4, 8])
-    >>> display.restored.shape
+    >>> DenoisingDisplay.from_estimator(vae, X[1500:], noise_scales=[4, 8]).noisy.shape
     (2, 8, 8, 8)
     """
 
-    def __init__(self, *, clean, noisy, restored, noise_scales, errors):
-        self.clean = clean
-        self.noisy = noisy
-        self.restored = restored
-        self.noise_scales = noise_scales
-        self.errors = errors
+    clean: np.ndarray
+    noisy: np.ndarray
+    restored: np.ndarray
+    noise_scales: np.ndarray
+    errors: np.ndarray
 
     @classmethod
-    @validate_params(
+    @check_params(
         {
-            "noise": [StrOptions(set(ALIASES)), NoiseModel],
-            "n_images": [Interval(Integral, 1, None, closed="left")],
+            "noise_scales": ["array-like", None],
+            "noise": ANY_NOISE,
+            "n_images": [COUNT],
             "random_state": ["random_state"],
-        },
-        prefer_skip_nested_validation=True,
+        }
     )
     def from_estimator(
         cls,
@@ -95,42 +74,36 @@ class DenoisingDisplay:
         ax=None,
         **kwargs,
     ):
-        """Add noise to images, let a model restore them, and draw all.
+        """Add noise to images, restore them with a model, and draw all.
 
         Parameters
         ----------
         estimator : SigmaVAE
             Fitted to images, or to rows with ``image_shape``.
         X : array-like of images
-            Clean ones, of which the first are taken.
+            Clean images, of which the first are drawn.
         noise_scales : array-like of shape (n_scales,), default=None
-            Scales of the noise, in the units of `X`. By default 1, 2 and 4 times the
-            root mean variance of the training data.
+            Scales of the noise, in the units of `X`. By default 1, 2 and 4 times that
+            of the training data.
         noise : {"gaussian", "laplace"} or NoiseModel, default="gaussian"
             Distribution of the noise.
         n_images : int, default=8
-            How many images to take.
+            Number of images.
         random_state : int, RandomState instance or None, default=0
             Source of the noise.
-        ax : matplotlib Axes, default=None
-            Axes to draw on; by default those of a new figure.
-        **kwargs : dict
-            For :meth:`matplotlib.axes.Axes.imshow`.
+        ax, **kwargs : matplotlib Axes, dict
+            As for :meth:`plot`.
 
         Returns
         -------
         display : DenoisingDisplay
-            It holds the figure and its data.
+            Display with the figure and its data.
 
         Raises
         ------
-        TypeError
-            If the estimator is no SigmaVAE, or `ax` no axes.
-        ValueError
-            If the model was not fitted to images of one channel or three, or has no
-            scale, or a parameter is not valid.
-        ImportError
-            If matplotlib is not installed.
+        TypeError, ValueError
+            If a parameter is not valid, or the model is not one of images with one
+            channel or three, or has noise without a scale.
 
         Examples
         --------
@@ -138,47 +111,38 @@ class DenoisingDisplay:
         >>> from sklearn_sigmavae import DenoisingDisplay, SigmaVAE
         >>> X = load_digits().images
         >>> vae = SigmaVAE(16, sigma=2.0, max_iter=2, random_state=0).fit(X[:1500])
-        >>> display = DenoisingDisplay.from_estimator(vae, X[1500:], n_images=5)
-        >>> display.noise_scales.shape  # 1, 2 and 4 times the spread of the pixels
-        (3,)
+        >>> DenoisingDisplay.from_estimator(vae, X[1500:], n_images=5).restored.shape
+        (3, 5, 8, 8)
         """
-        owner = f"{cls.__name__}.from_estimator"
-        check_matplotlib_support(owner)
-        check_model(estimator, owner)
-        check_images(estimator, owner)
-        check_axes(ax, owner)
+        layout = _common.check_from_estimator(estimator, ax)
+        clean = _common.first_images(X, n_images, layout, cls.__name__)
+        clean = clean.astype(np.result_type(clean.dtype, np.float32))
         if not estimator.noise_.has_scale:
-            raise ValueError(
-                f"{owner} adds noise of a scale, but this SigmaVAE has noise="
-                f"{estimator.noise!r}, which has none."
-            )
-        layout, units = estimator.module_.layout, estimator.module_.units
-        model = resolve_noise(noise)
+            raise ValueError(f"The noise model, {estimator.noise!r}, has no scale.")
         if noise_scales is None:
-            noise_scales = np.multiply(DEFAULT_SCALES, units.scale.mean())
-        noise_scales = _check_scales(noise_scales, owner)
-        X = first_images(X, n_images)
-        X = X.astype(np.result_type(X.dtype, np.float32))
-        random_state = check_random_state(random_state)
-        noisy = [
-            model.sample(X, scale, random_state).astype(X.dtype)
-            for scale in noise_scales
-        ]
-        restored = [
-            estimator.denoise(Y, noise_scale=scale, noise=noise)
-            for Y, scale in zip(noisy, noise_scales, strict=True)
-        ]
+            noise_scales = np.array([1, 2, 4]) * estimator.module_.units.scale.mean()
+        noise_scales = check_array(
+            noise_scales, dtype=np.float64, ensure_2d=False, input_name="noise_scales"
+        )
+        model, random_state = resolve_noise(noise), check_random_state(random_state)
+        noisy, restored, errors = [], [], []
+        for scale in noise_scales:
+            sample = model.sample(clean, scale, random_state).astype(clean.dtype)
+            denoised = estimator.denoise(sample, noise_scale=scale, noise=noise)
+            noisy.append(_common.as_images(sample, layout))
+            restored.append(_common.as_images(denoised, layout))
+            errors.append(_common.root_mean_square(denoised - clean))
         display = cls(
-            clean=as_images(X, layout),
-            noisy=np.stack([as_images(Y, layout) for Y in noisy]),
-            restored=np.stack([as_images(x, layout) for x in restored]),
+            clean=_common.as_images(clean, layout),
+            noisy=np.stack(noisy),
+            restored=np.stack(restored),
             noise_scales=noise_scales,
-            errors=np.array([root_mean_square(x - X) for x in restored]),
+            errors=np.array(errors),
         )
         return display.plot(ax, **kwargs)
 
     def plot(self, ax=None, **kwargs):
-        """Draw the images, a row for each kind.
+        """Draw the images: the clean ones, then a pair of rows for each scale.
 
         Parameters
         ----------
@@ -192,26 +156,15 @@ class DenoisingDisplay:
         self : DenoisingDisplay
             With the picture in ``ax_`` and ``figure_``.
 
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        TypeError
-            If `ax` is no axes.
-
         Examples
         --------
-        >>> from sklearn.datasets import load_digits
-        >>> from sklearn_sigmavae import DenoisingDisplay, SigmaVAE
-        >>> X = load_digits().images
-        >>> vae = SigmaVAE(16, sigma=2.0, max_iter=2, random_state=0).fit(X[:1500])
-        >>> display = DenoisingDisplay.from_estimator(vae, X[1500:], noise_scales=[6])
-        >>> display.plot(cmap="gray_r").ax_.get_images()[0].get_cmap().name
-        'gray_r'
+        >>> import numpy as np
+        >>> from sklearn_sigmavae import DenoisingDisplay
+        >>> x = np.eye(8).reshape(2, 4, 8)
+        >>> images = {"clean": x, "noisy": [x], "restored": [x]}
+        >>> DenoisingDisplay(**images, noise_scales=[1.0], errors=[1.0]).plot().ax_
+        <Axes: >
         """
-        owner = f"{type(self).__name__}.plot"
-        check_matplotlib_support(owner)
-        check_axes(ax, owner)
         rows, labels = [self.clean], ["clean"]
         for scale, error, noisy, restored in zip(
             self.noise_scales, self.errors, self.noisy, self.restored, strict=True
@@ -219,23 +172,9 @@ class DenoisingDisplay:
             rows += [noisy, restored]
             labels += [f"noise {scale:.3g}", f"restored,\nerror {error:.3g}"]
         limits = self.clean.min(), self.clean.max()
-        ax = draw_images(ax, rows, labels, limits, **kwargs)
+        ax = _common.draw_images(ax, rows, labels, limits, **kwargs)
         height = self.clean.shape[1]
-        for i in range(1, len(rows), 2):  # a pair for each scale
+        for i in range(1, len(rows), 2):  # above each pair
             ax.axhline(i * height - 0.5, color="white", linewidth=3)
         self.ax_, self.figure_ = ax, ax.figure
         return self
-
-
-def _check_scales(noise_scales, owner):
-    """Scales of the noise as an array of positive numbers."""
-    try:
-        scales = np.asarray(noise_scales, dtype=np.float64)
-    except (TypeError, ValueError):
-        scales = np.empty(0)
-    if scales.ndim != 1 or not len(scales) or not (scales > 0).all():
-        raise ValueError(
-            f"The 'noise_scales' of {owner} must be a list of positive numbers. Got "
-            f"{noise_scales!r} instead."
-        )
-    return scales

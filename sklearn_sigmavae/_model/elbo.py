@@ -1,0 +1,198 @@
+"""The evidence lower bound: its terms, and the points its expectation is taken over."""
+
+import math
+
+import numpy as np
+import torch
+from scipy.special import gammaincinv, ndtri
+from scipy.stats import qmc
+from torch import nn
+
+# An expectation over q(z|x) is taken over at least this many points.
+N_POINTS = 64
+
+
+def elbo_terms(vae, noise, x, eps, scale):
+    """Log-likelihood (n_points, n) and KL (n,) of the ELBO, in nats.
+
+    ``eps``, of shape (n_points, n or 1, n_components), holds standard normal points at
+    which q(z|x) is evaluated. Everything is in internal units.
+    """
+    posterior = vae.encode(x)
+    location = vae.decode(posterior.points(eps))
+    return noise.log_prob(x, location, scale), posterior.kl_divergence().sum(-1)
+
+
+def integration_points(n_components, n_points=N_POINTS):
+    """Fixed points whose mean replaces the expectation over a standard normal.
+
+    Pairs of opposite points along the columns of random rotations, at radii of the chi
+    distribution, scaled so that second moments are the identity: quadratics are
+    integrated exactly, and with them the ELBO of a linear decoder with Gaussian noise.
+    Their number is a multiple of 2 k, their random order the same in every call.
+    """
+    k = n_components
+    random_state = np.random.RandomState(0)
+    n_rotations = math.ceil(n_points / (2 * k))
+    # Quantiles of the chi-squared distribution at the middles of equal strata.
+    strata = (np.arange(n_rotations) + 0.5) / n_rotations
+    squared_radii = 2 * gammaincinv(k / 2, strata)
+    radii = np.sqrt(squared_radii * k / squared_radii.mean())
+    # The QR decomposition of a Gaussian matrix; the signs of its columns do not matter.
+    columns = np.concatenate(
+        [
+            radius * np.linalg.qr(random_state.standard_normal((k, k)))[0].T
+            for radius in radii
+        ]
+    )
+    return random_state.permutation(np.concatenate([columns, -columns]))
+
+
+def importance_points(n_components, n_samples):
+    """Fixed standard normal points for importance-weighted bounds, in groups.
+
+    At least ``N_POINTS`` quasi-random ones, since importance weights are far from
+    quadratic; a group is spread out over the sequence.
+    """
+    n_points = n_samples * math.ceil(N_POINTS / n_samples)
+    # Sobol points come in powers of two.
+    sobol = qmc.Sobol(n_components, seed=0).random_base2((n_points - 1).bit_length())
+    normal = ndtri(np.clip(sobol, 1e-12, 1 - 1e-12))
+    return np.random.RandomState(0).permutation(normal)[:n_points]
+
+
+def bound_of_rows(noise, scale, n_components, n_importance_samples):
+    """Function from a module and rows to bounds (n,), and its number of points."""
+    n_samples = n_importance_samples or 1
+    if n_samples == 1:
+        points = integration_points(n_components)
+    else:
+        points = importance_points(n_components, n_samples)
+
+    def bound(vae, x):
+        eps = torch.as_tensor(points, dtype=x.dtype, device=x.device)
+        if n_samples > 1:
+            return importance_weighted_bound(vae, noise, x, eps, n_samples, scale)
+        log_likelihood, kl = elbo_terms(vae, noise, x, eps.unsqueeze(1), scale)
+        return log_likelihood.mean(dim=0) - kl
+
+    return bound, len(points)
+
+
+def importance_weighted_bound(vae, noise, x, points, n_samples, scale):
+    """Bound (n,) from importance samples, tighter than the ELBO, in nats.
+
+    It is the mean over groups of `n_samples` consecutive points.
+    """
+    posterior = vae.encode(x)
+    # Each row sees the points in the reflection that its own code selects: the errors
+    # of rows are then not all the same, and average out in the score of many.
+    sign = torch.where(posterior.mean < 0, -1.0, 1.0).to(x.dtype)
+    eps = points.unsqueeze(1) * sign
+    z = posterior.points(eps)
+    log_joint = noise.log_prob(x, vae.decode(z), scale) - 0.5 * (z * z).sum(-1)
+    log_weights = log_joint + 0.5 * (eps * eps + posterior.log_var).sum(-1)
+    groups = log_weights.reshape(-1, n_samples, len(x))
+    return (groups.logsumexp(dim=1) - math.log(n_samples)).mean(dim=0)
+
+
+class NegativeELBO(nn.Module):
+    """The training loss: minus the ELBO, in nats per row and in the data's units.
+
+    The scale of the noise is in internal units; ``log_volume`` is what the change of
+    units adds to the loss. With ``min_scale`` the scale is learned: in training it is
+    the maximum-likelihood scale of each batch, never below this, and in evaluation that
+    of the last epoch.
+    """
+
+    def __init__(self, noise, beta, scale, log_volume, min_scale=None):
+        super().__init__()
+        self.noise, self.beta, self.scale = noise, beta, scale
+        self.log_volume, self.min_scale, self.power = log_volume, min_scale, None
+
+    @property
+    def learns_scale(self):
+        """bool : Whether the scale is learned."""
+        return self.min_scale is not None
+
+    def forward(self, vae, x, eps):
+        """Mean loss of rows (..., n, d), less :meth:`constant`.
+
+        Points are of shape (..., n, k), or (..., n_points, n, k) if there are several
+        for each row. In a stack all shapes, and that of the loss, begin with n_members.
+
+        It equals that of :func:`elbo_terms`, in fewer operations, which matter on small
+        batches: sums run over all rows at once, and what no gradient sees is left out
+        (not the normalizer of a learned scale, which changes from batch to batch).
+        """
+        posterior = vae.encode(x)
+        mean, log_var, std = posterior.mean, posterior.log_var, posterior.std
+        n_rows = mean.shape[-2]
+        has_points = eps.ndim > mean.ndim
+        center, spread, first = mean, std, -2
+        if has_points:
+            center, spread, first = mean.unsqueeze(-3), std.unsqueeze(-3), -3
+        location = vae.decode(torch.addcmul(center, spread, eps))
+        n_draws = location.shape[first:-1].numel()  # rows times points
+        if has_points:
+            x = x.unsqueeze(-3).expand(*x.shape[:-2], *location.shape[-3:])
+        x, location = x.flatten(first), location.flatten(first)
+        is_learning = self.training and self.learns_scale
+        scale = self._batch_scale(x, location, n_rows) if is_learning else self.scale
+        energy = self.noise.energy(x, location, self._for_rows(scale))
+        squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std)
+        weight = 0.5 * self.beta * (n_draws / n_rows)
+        loss = _add_weighted(energy, squares.sum((-2, -1)), weight) * (1 / n_draws)
+        if is_learning:
+            loss = loss + vae.layout.n_features * self.noise.log_normalizer(scale)
+        return loss
+
+    @property
+    def settings(self):
+        """tuple : Numbers that the training loss depends on."""
+        return self.beta, self.min_scale, None if self.learns_scale else self.scale
+
+    def constant(self, vae):
+        """What :meth:`forward` leaves out of the loss, in nats."""
+        constant = self.log_volume - 0.5 * self.beta * vae.n_components
+        if not (self.training and self.learns_scale):
+            log_normalizer = self.noise.log_normalizer(self.scale)
+            constant = constant + vae.layout.n_features * log_normalizer
+        return constant
+
+    def _for_rows(self, scale):
+        return scale
+
+    def _batch_scale(self, x, location, n_rows):
+        # No gradient is needed through the scale: at its maximum the likelihood's
+        # derivative with respect to it is zero.
+        with torch.no_grad():
+            power = self.noise.mean_power(x, location)
+            # In place, and on the device: a captured step must find it again.
+            self.power.add_(power, alpha=n_rows)
+            return (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
+
+    def begin_epoch(self, device):
+        """Start to collect what the learned scale, if any, is computed from."""
+        if self.learns_scale:
+            if self.power is None:
+                shape = torch.as_tensor(self.scale).shape
+                self.power = torch.zeros(shape, dtype=torch.float32, device=device)
+            self.power.zero_()
+
+    def end_epoch(self, n_rows):
+        """Make the scale of the `n_rows` rows since then that of evaluations."""
+        if self.learns_scale:
+            power = self.power.cpu().double() / n_rows
+            scale = (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
+            self._set_scale(scale)
+
+    def _set_scale(self, scale):
+        self.scale = scale.item()
+
+
+def _add_weighted(a, b, weight):
+    # One operation instead of two, at every step.
+    if torch.is_tensor(weight):
+        return torch.addcmul(a, b, weight)
+    return torch.add(a, b, alpha=weight)

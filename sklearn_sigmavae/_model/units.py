@@ -1,0 +1,173 @@
+"""Internal units: the map between data, and noise scales, and what networks see."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from .blocks import row_blocks
+
+# Noise scales in internal units below it, or above its inverse, leave the range of
+# float32.
+_MIN_SCALE = 1e-18
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """Affine map: internal value = (data - offset) / scale.
+
+    One scalar scales all features, since noise is isotropic and per-feature scales
+    explode on rare features. Only noise scales that differ between features make the
+    scale differ, such that the noise has one scale inside.
+
+    Attributes
+    ----------
+    offset, scale : ndarray of shape (n_features,), float64
+        The map.
+    low, high : ndarray of shape (n_features,), float64, or None
+        Range of the training data, in internal units.
+    """
+
+    offset: np.ndarray
+    scale: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    @classmethod
+    def identity(cls, n_features):
+        """Units in which data stays as it is."""
+        return cls(offset=np.zeros(n_features), scale=np.ones(n_features))
+
+    @classmethod
+    def of_data(cls, X, relative_scale):
+        """Units that center an array and scale it to a mean variance of one.
+
+        Features are first divided by `relative_scale`, whose geometric mean is one.
+        """
+        low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
+        with np.errstate(over="ignore"):
+            divisor = relative_scale * ((high - low) / relative_scale).max()
+        if not np.isfinite(divisor).all():
+            raise ValueError(
+                "The spread of X is not finite in float64: its values are too large. "
+                "Rescale X before fitting."
+            )
+        if not divisor.all():
+            nothing = np.zeros_like(low)
+            return cls(low, np.array(relative_scale), nothing, nothing)
+        # Seen from the middle of the range, in units of the range, no sum loses digits,
+        # overflows or underflows.
+        middle = low + 0.5 * (high - low)
+        total, squares = np.zeros(X.shape[1]), 0.0
+        for block in row_blocks(X.shape):
+            deviation = (X[block] - middle) / divisor
+            total += deviation.sum(axis=0)
+            squares += np.vdot(deviation, deviation)
+        mean = total / len(X)
+        variance = squares / X.size - np.square(mean).mean()
+        offset, scale = middle + mean * divisor, divisor * np.sqrt(variance)
+        return cls(offset, scale, (low - offset) / scale, (high - offset) / scale)
+
+    @cached_property
+    def log_volume(self):
+        """float : Sum of log scales: log-density inside minus log-density of data."""
+        return float(np.log(self.scale).sum())
+
+    @property
+    def mean_scale(self):
+        """float : Geometric mean of the scales."""
+        return float(np.exp(self.log_volume / self.scale.size))
+
+    @property
+    def _unit(self):
+        """The scales, or the one scale of all features."""
+        return self.scale if np.ptp(self.scale) else self.scale[0]
+
+    def scale_to_internal(self, scale, name):
+        """Noise scales of data in internal units; broadcast over features."""
+        with np.errstate(over="ignore", under="ignore", divide="ignore"):
+            internal = np.asarray(scale / self._unit)
+            worst = internal.flat[np.abs(np.log(internal)).argmax()]
+        if not _MIN_SCALE <= worst <= 1 / _MIN_SCALE:
+            raise ValueError(
+                f"{name} is {worst:.2g} times the scale of the data, out of the range "
+                "of float32. Are they in the same units?"
+            )
+        return internal
+
+    def common_scale(self, sigma):
+        """The one noise scale inside that `sigma` stands for; None for several."""
+        name = f"The 'sigma' parameter of SigmaVAE, {sigma},"
+        scale = self.scale_to_internal(np.ravel(sigma), name)
+        is_one = np.allclose(scale, scale[0], rtol=1e-6, atol=0)
+        return float(scale[0]) if is_one else None
+
+    def scale_to_data(self, scale):
+        """Noise scale in the units of data: a float, or an array if features differ."""
+        return scale * self._unit
+
+    def mean_scale_to_data(self, scale):
+        """The same as one float: the geometric mean over features."""
+        return float(scale * self.mean_scale)
+
+    def to_internal(self, X):
+        """Data (n_samples, n_features) to a tensor of the same dtype, or of float32.
+
+        The result is as exact as arithmetic in float64 rounded at the end.
+        """
+        if X.dtype.kind == "u":
+            X = X.astype(np.float32)
+        x = as_tensor(X)
+        to_internal = self.float32_map("cpu")
+        if X.dtype == np.float32 and to_internal is not None:
+            return to_internal(x)
+        x = (x - torch.from_numpy(self.offset)) / torch.from_numpy(self.scale)
+        return x.to(torch.float64 if X.dtype == np.float64 else torch.float32)
+
+    def to_data(self, x):
+        """Internal units to data, arrays in float64."""
+        return x * self.scale + self.offset
+
+    def float32_map(self, device):
+        """Function from float32 data to internal units; None if it might overflow."""
+        if self._float32_terms is None:
+            return None
+        high, low, inverse = (
+            torch.from_numpy(term).to(device) if isinstance(term, np.ndarray) else term
+            for term in self._float32_terms
+        )
+
+        def to_internal(x):
+            x = x - high
+            if low is not None:
+                x -= low
+            x *= inverse
+            return x
+
+        return to_internal
+
+    @cached_property
+    def _float32_terms(self):
+        """Float32 arrays a, b, c with internal value = (data - a - b) * c, or None.
+
+        The offset is a sum of two numbers, of which the first is subtracted without
+        error wherever large numbers cancel; where they do not, b is None. A c common to
+        all features is a number, which is faster.
+        """
+        extremes = np.concatenate([self.scale, np.abs(self.offset)])
+        if self.scale.min() < 1e-30 or extremes.max() > 1e30:
+            return None
+        high = self.offset.astype(np.float32)
+        low = None
+        # Up to here the rounding of one number is of the order of the data's own.
+        if np.abs(self.offset / self.scale).max() > 8:
+            low = (self.offset - high).astype(np.float32)
+        inverse = 1 / self._unit
+        # Arrays, since tensors would move with the weights when a model is unpickled.
+        return high, low, np.float32(inverse) if inverse.ndim else float(inverse)
+
+
+def as_tensor(X):
+    """Tensor on an array's memory; a copy of read-only arrays, of which torch warns."""
+    return torch.from_numpy(X if X.flags.writeable else X.copy())

@@ -1,0 +1,156 @@
+"""The torch module: encode, decode, and what carries both beyond the training data."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from .build import Networks, count_operations
+
+
+@dataclass(eq=False)
+class Posterior:
+    """Normal distributions of codes, a mean and a log-variance of shape (n, k) each."""
+
+    mean: torch.Tensor
+    log_var: torch.Tensor
+
+    def __iter__(self):
+        # So that it unpacks.
+        return iter((self.mean, self.log_var))
+
+    @property
+    def std(self):
+        """torch.Tensor : Standard deviations."""
+        return torch.exp(0.5 * self.log_var)
+
+    def points(self, eps):
+        """Codes for standard normal points of shape (..., n or 1, k)."""
+        return self.mean + self.std * eps
+
+    def kl_divergence(self):
+        """KL divergence from the standard normal prior, nats per row and component."""
+        mean, log_var = self.mean, self.log_var
+        return 0.5 * (mean * mean + log_var.exp() - 1 - log_var)
+
+    def where(self, mask, other):
+        """Itself for rows where `mask` is true, elsewhere another."""
+        mask = mask.unsqueeze(-1)
+        return Posterior(
+            torch.where(mask, self.mean, other.mean),
+            torch.where(mask, self.log_var, other.log_var),
+        )
+
+    def stack(self):
+        """Tensor of shape (n, 2, k): means, then log-variances."""
+        return torch.stack([self.mean, self.log_var], dim=1)
+
+
+def bound_log_var(log_var):
+    """Log-variances that hardly exceed those of the prior.
+
+    No posterior of a linear model is wider than the prior, but an encoder's could be,
+    far from its data, by many orders of magnitude. Values above 0, the prior's, grow
+    like a logarithm.
+    """
+    # The gradient of the first term at 0 is one and that of the second zero, so that
+    # components without use, which are at 0, train as if there were no bound.
+    return log_var.clamp_max(0.0) + log_var.relu().log1p()
+
+
+class LinearTails(nn.Module):
+    """What carries a model on, linearly, beyond where its training data was.
+
+    Networks know nothing of what is out there, and one far row would decide a mean
+    score. They see a far row moved to the edge of the range of the training data, from
+    ``low`` to ``high``, and a far code shortened to the norm ``limit``. The rest goes
+    through the optimal linear model, so that far out the model is probabilistic PCA:
+    principal ``axes`` (n_features, n_components), zero where there are fewer,
+    ``variances`` along them, and ``noise_variance``, its tau, all in internal units.
+    """
+
+    def __init__(self, axes, variances, noise_variance, low, high, limit):
+        super().__init__()
+        # They move with the module, but training neither saves nor restores them.
+        self.register_buffer("axes", axes, persistent=False)
+        self.register_buffer("variances", variances, persistent=False)
+        self.register_buffer("noise_variance", noise_variance, persistent=False)
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        self.register_buffer("limit", limit, persistent=False)
+
+    @property
+    def _amplitudes(self):
+        """Sizes of the columns of the linear decoder."""
+        return (self.variances - self.noise_variance).clamp_min(0.0).sqrt()
+
+    def split_rows(self, x):
+        """Rows moved to the edge, and what that takes from their codes, or None."""
+        inside = x.clamp(self.low, self.high)
+        if torch.equal(inside, x):
+            return x, None
+        # The amplitude of unused components is zero, and so may be the variance.
+        tiny = torch.finfo(self.variances.dtype).tiny
+        gain = self._amplitudes / self.variances.clamp_min(tiny)
+        return inside, (x - inside) @ self.axes * gain
+
+    def split_codes(self, z):
+        """Codes shortened, and what that takes from their locations, or None."""
+        factor = (self.limit / z.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+        if (factor == 1).all():
+            return z, None
+        inside = factor * z
+        return inside, (z - inside) * self._amplitudes @ self.axes.mT
+
+
+class VAE(nn.Module):
+    """Encoder and decoder with the units they work in, and the layout of samples.
+
+    ``tails`` carry the model on beyond the training data, once it is trained.
+    """
+
+    def __init__(self, networks, units, layout, n_components):
+        super().__init__()
+        for name, value in networks._asdict().items():
+            setattr(self, name, value)
+        self.units, self.layout, self.n_components = units, layout, n_components
+        self.tails = None
+
+    @property
+    def networks(self):
+        """Networks : Those that it was made of."""
+        return Networks(*(getattr(self, name) for name in Networks._fields))
+
+    def encode(self, x):
+        """Posterior q(z|x) of rows."""
+        moved = None
+        if self.tails is not None:
+            x, moved = self.tails.split_rows(x)
+        # In the dtype of x, even if autocast computes in another.
+        mean, log_var = self.encoder(x).to(x.dtype).chunk(2, dim=-1)
+        mean = mean if moved is None else mean + moved
+        return Posterior(mean, bound_log_var(log_var))
+
+    def decode(self, z):
+        """Locations for codes of shape (..., n_components), any leading dimensions."""
+        moved = None
+        if self.tails is not None:
+            z, moved = self.tails.split_codes(z)
+        location = self.decoder(z if z.ndim == 2 else z.flatten(0, -2)).to(z.dtype)
+        location = location.reshape(*z.shape[:-1], *location.shape[1:])
+        return location if moved is None else location + moved
+
+    def forward(self, x):
+        """Mean of q(z|x)."""
+        return self.encode(x).mean
+
+    @cached_property
+    def n_operations(self):
+        """float : Floating-point operations for one row, about."""
+        return count_operations(self)
+
+    @property
+    def device(self):
+        """torch.device : Where the parameters live."""
+        return next(self.parameters()).device

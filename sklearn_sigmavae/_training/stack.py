@@ -1,0 +1,427 @@
+"""Many models of one architecture trained as one; what only stacks need.
+
+The members of a stack share nothing: each has its own weights, batches, loss and best
+epoch, and trains as it would alone, up to rounding. But they take their steps together,
+in one matrix product for all where each would take one of its own. On small networks,
+whose training is mostly the price of calling torch, this is several times as fast.
+
+``torch.func.vmap`` would stack any layers, but its steps take a sixth to a half longer
+(``benchmarks/bench_stack.py``).
+"""
+
+import math
+from copy import deepcopy
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from skorch.history import History
+from torch import nn
+
+from .._errors import divergence_error
+from .._model.blocks import EVALUATED_IN_STACK, STACKED
+from .._model.build import LinearPathDecoder, LinearPathEncoder
+from .._model.elbo import NegativeELBO
+from .._model.layout import ImagesToRows, RowsToImages
+from .._model.settings import (
+    DATA_FRACTION,
+    explain_out_of_memory,
+    limited_threads,
+    resolve_device,
+)
+from .._model.vae import VAE
+from ..networks import ACTIVATIONS
+from .data import EvaluationBatches, Selection, TrainingBatches
+from .fit import make_net, threads_of_steps
+from .initial import draw_seeds, initial_model, make_networks, relative_scales
+from .net import VALIDATION_POINTS, VAENet
+from .outcome import conclude
+
+
+class NotStackableError(Exception):
+    """Why models cannot be trained as a stack."""
+
+
+# Fits
+
+
+# Also under a caller's torch.no_grad() or torch.inference_mode(), and in forks.
+@limited_threads(0, "cpu")
+@torch.inference_mode(False)
+@torch.enable_grad()
+def fit_stack(estimators, samples, schedule, callbacks=()):
+    """Fit several models as one stack, each as it would be alone.
+
+    The estimators' parameters differ in ``sigma``, ``beta`` and ``random_state`` alone
+    (all learn their scale or none). ``samples`` has the data of each, of equal size and
+    the same object where it is the same. Returns for each its ``FittedModel``, or the
+    exception that ended its fit. ``NotStackableError`` if networks cannot be stacked.
+    """
+    models, starts, likes = {}, {}, {}
+    for i, (params, data) in enumerate(zip(estimators, samples, strict=True)):
+        try:
+            seeds = draw_seeds(check_random_state(params.random_state))
+            _, relative = relative_scales(params, data)
+            key = id(data), relative.tobytes()
+            like = likes.get((*key, seeds), likes.get(key))
+            starts[i] = initial_model(params, data, seeds, schedule, like)
+            for each in (key, (*key, seeds)):
+                likes.setdefault(each, starts[i])
+        except Exception as error:
+            models[i] = error
+    if starts:
+        trained = train_stack([*starts.values()], schedule, callbacks)
+        models |= zip(starts, trained, strict=True)
+    return [models[i] for i in range(len(estimators))]
+
+
+def train_stack(starts, schedule, callbacks=()):
+    """Train initial models as one stack; see :func:`fit_stack`."""
+    first, vaes = starts[0], [start.vae for start in starts]
+    device = first.rows.device
+    stack = VAEStack(vaes)
+    criterion = NegativeELBOStack([start.criterion for start in starts])
+    # Members with the same rows in the same order share their batches.
+    choices = [start.selection for start in starts]
+    distinct = [choices.index(choice) for choice in dict.fromkeys(choices)]
+    members = [distinct.index(choices.index(choice)) for choice in choices]
+
+    def stacked(selections):
+        return SelectionStack([selections[i] for i in distinct], members)
+
+    training = stacked(choices)
+    held_out = first.held_out and stacked([start.held_out for start in starts])
+    with (
+        explain_out_of_memory(device, first.params.batch_size),
+        threads_of_steps(starts),
+    ):
+        net = make_net(
+            first,
+            schedule,
+            callbacks,
+            StackNet,
+            module=stack,
+            criterion=criterion,
+            seed=tuple(starts[i].seeds[0] for i in distinct),
+        )
+        try:
+            net.train(training, held_out)
+        except ValueError as error:  # all have diverged
+            return [error] * len(starts)
+        if criterion.learns_scale:
+            net.learn_scale(stacked([Selection(start.rows) for start in starts]))
+        stack.write_to(vaes)
+        return [_member(net, i, start, schedule) for i, start in enumerate(starts)]
+
+
+def _member(net, i, start, schedule):
+    """Model of a member of a trained stack, or why its fit failed."""
+    member = make_net(start, schedule)
+    try:
+        member.history_ = net.member_history(i)
+        for name in ("start_loss_", "best_epoch_", "is_rising_"):
+            value = np.broadcast_to(getattr(net, name), net.module_.n_members)
+            setattr(member, name, value[i].item())
+        return conclude(member, start, schedule)
+    except ValueError as error:
+        return error
+
+
+# Data
+
+
+class SelectionStack:
+    """Selections of equal size, and for each member of a stack the index of its own."""
+
+    def __init__(self, selections, members):
+        self.selections = selections
+        self.device = selections[0].device
+        self.members = torch.as_tensor(members, device=self.device)
+
+    def __len__(self):
+        return len(self.selections[0])
+
+    def some(self):
+        """About a thousand evenly chosen rows of each."""
+        return SelectionStack([each.some() for each in self.selections], self.members)
+
+    def training_batches(self, batch_size, n_components, generators):
+        """Shuffled batches, with a generator for each distinct selection."""
+        batches = [
+            TrainingBatches(selection, batch_size, n_components, generator)
+            for selection, generator in zip(self.selections, generators, strict=True)
+        ]
+        return BatchStacks(self, batches)
+
+    def evaluation_batches(self, vae, n_points):
+        """Batches in order, those of the members cut into smaller ones on the CPU."""
+        batches = [
+            EvaluationBatches(selection, vae, n_points) for selection in self.selections
+        ]
+        n_rows = None
+        if self.device.type == "cpu":
+            n_numbers = 2 * batches[0].n_pairs * len(self.members) * vae.width
+            n_rows = max(1, EVALUATED_IN_STACK // n_numbers)
+        return BatchStacks(self, batches, n_rows)
+
+
+class BatchStacks:
+    """The batches of a stack's members, side by side, of at most `n_rows` rows.
+
+    Rows are (n_members, n, n_features) and points (n_members, ..., n, k), with 1 for
+    n_members where all members share them.
+    """
+
+    def __init__(self, dataset, batches, n_rows=None):
+        self.dataset, self.batches, self.n_rows = dataset, batches, n_rows
+
+    def __len__(self):
+        return len(self.batches[0])
+
+    @property
+    def sizes(self):
+        """list of int : Number of rows in each training batch."""
+        return self.batches[0].sizes
+
+    def __iter__(self):
+        for group in zip(*self.batches, strict=True):
+            if len(group) == 1:
+                x, eps = (tensor.unsqueeze(0) for tensor in group[0])
+            else:
+                x, eps = (
+                    torch.stack(tensors)[self.dataset.members]
+                    for tensors in zip(*group, strict=True)
+                )
+            n_rows = self.n_rows or x.shape[-2]
+            yield from zip(x.split(n_rows, -2), eps.split(n_rows, -2), strict=True)
+
+
+# Losses
+
+
+class NegativeELBOStack(NegativeELBO):
+    """The losses of a stack's members, a tensor of shape (n_members,).
+
+    The members' own have the same noise, and all of them learn their scale or none.
+    """
+
+    def __init__(self, members):
+        first = members[0]
+        super().__init__(first.noise, None, None, None, first.min_scale)
+        self.members = nn.ModuleList(members)
+        del self.beta, self.scale
+        # Buffers, since they must be where the stack is.
+        self.register_buffer("beta", _float32([each.beta for each in members]))
+        scales = [each.scale for each in members] if first.noise.has_scale else None
+        self.register_buffer("scale", scales and _float32(scales))
+
+    @property
+    def settings(self):
+        """tuple : Numbers that the loss depends on; tensors are seen by captures."""
+        return (self.min_scale,)
+
+    def constant(self, vae):
+        """What :meth:`forward` leaves out of the losses, in nats."""
+        return np.array([member.constant(vae) for member in self.members])
+
+    def _set_scale(self, scale):
+        self.scale.copy_(scale)
+        for member, of_member in zip(self.members, scale.tolist(), strict=True):
+            member.scale = of_member
+
+    def _for_rows(self, scale):
+        return None if scale is None else scale[:, None]
+
+
+def _float32(values):
+    return torch.tensor(values, dtype=torch.float32)
+
+
+# Modules
+
+
+class LinearStack(nn.Module):
+    """Linear layers side by side: (n_members, n, n_in) to (n_members, n, n_out)."""
+
+    def __init__(self, layers):
+        super().__init__()
+        # Transposed, as the products need it: neither gradients nor optimizer copy it.
+        weight = torch.stack([layer.weight.detach() for layer in layers])
+        self.weight = nn.Parameter(weight.mT.contiguous())
+        self.bias = _stacked([layer.bias for layer in layers])
+
+    def forward(self, x):
+        """Outputs of the layers, or those of all for the same input."""
+        x = x.expand(len(self.weight), -1, -1)
+        if self.bias is None:
+            return torch.bmm(x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class OnRowsOfAll(nn.Module):
+    """A module that treats each row by itself, on the rows of all members at once."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.module = modules[0]
+
+    def forward(self, x):
+        """Outputs of the module."""
+        return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def _stack_children(modules):
+    """A module with stacks for its children and for its own parameters."""
+    stack = deepcopy(modules[0])
+    for name, _ in stack.named_children():
+        setattr(stack, name, stack_modules([getattr(m, name) for m in modules]))
+    for name, _ in modules[0].named_parameters(recurse=False):
+        setattr(stack, name, _stacked([getattr(m, name) for m in modules]))
+    return stack
+
+
+def _stacked(parameters):
+    """Vectors or numbers as a parameter that broadcasts over the rows of a member."""
+    if parameters[0] is None:
+        return None
+    stack = torch.stack([parameter.detach() for parameter in parameters])
+    return nn.Parameter(stack.reshape(len(parameters), 1, -1))
+
+
+_STACKS = {
+    nn.Linear: LinearStack,
+    **dict.fromkeys(
+        (nn.Sequential, LinearPathEncoder, LinearPathDecoder), _stack_children
+    ),
+    **dict.fromkeys(
+        (nn.Flatten, nn.Unflatten, RowsToImages, ImagesToRows), OnRowsOfAll
+    ),
+    # Elementwise layers work on any shape.
+    **dict.fromkeys(ACTIVATIONS.values(), lambda modules: modules[0]),
+}
+
+
+def stack_modules(modules):
+    """One module for several fully connected ones of one architecture.
+
+    It maps (n_members or 1, n, n_in) to (n_members, n, n_out). Its state has a member's
+    names and a first dimension for the members; weights of linear layers are
+    transposed. Raises ``NotStackableError`` for other layers.
+    """
+    first = modules[0]
+    if type(first) not in _STACKS:
+        raise NotStackableError(
+            f"its networks have layers of type {type(first).__name__}"
+        )
+    every_use = list(first.named_parameters(remove_duplicate=False))
+    if len(every_use) > len(list(first.parameters())):
+        raise NotStackableError("its networks share weights between layers")
+    if not all(parameter.requires_grad for _, parameter in every_use):
+        raise NotStackableError("its networks have frozen weights")
+    if any(module._forward_hooks for module in first.modules()):
+        raise NotStackableError("its networks have hooks")
+    return _STACKS[type(first)](modules)
+
+
+def stack_networks(members):
+    """``Networks`` of stacks; see :func:`stack_modules`."""
+    # Both at once, since they may share weights.
+    pairs = [nn.Sequential(member.encoder, member.decoder) for member in members]
+    encoder, decoder = stack_modules(pairs)
+    return members[0]._replace(encoder=encoder, decoder=decoder, supports_float64=False)
+
+
+@limited_threads(0, "cpu")
+def limit_of_stack(estimator, layout):
+    """Why an estimator cannot be trained in a stack, or None; and how many can."""
+    if estimator.callbacks:
+        return "their callbacks would see a stack instead of one model", 1
+    if estimator.checkpoint_dir is not None:
+        return "checkpoints are of one model", 1
+    if not isinstance(estimator.optimizer, str):
+        return "a custom optimizer may mix the members of a stack", 1
+    networks = make_networks(estimator, layout, seed=0)
+    width = networks.width
+    try:
+        networks = nn.ModuleList(stack_networks([networks])[:2])
+    except NotStackableError as error:
+        return str(error), 1
+    # Weights, the best ones, gradients and two moments.
+    n_numbers = 5 * sum(parameter.numel() for parameter in networks.parameters())
+    # Outputs of the layers for a batch, which the gradients need.
+    n_layers = sum(1 for _ in networks.modules())
+    n_numbers += n_layers * width * estimator.batch_size
+    device, budget = resolve_device(estimator.device), STACKED
+    if device.type != "cpu":
+        # And for the held-out rows, which on the CPU come a few at a time.
+        n_numbers += 3 * width * VALIDATION_POINTS
+    if device.type == "cuda":
+        budget = DATA_FRACTION * torch.cuda.mem_get_info(device)[0] / 4
+    return None, max(1, int(budget // n_numbers))
+
+
+class VAEStack(VAE):
+    """Several VAEs as one, for training; their units may differ."""
+
+    def __init__(self, members):
+        first = members[0]
+        networks = stack_networks([vae.networks for vae in members])
+        super().__init__(networks, first.units, first.layout, first.n_components)
+        self.n_members = len(members)
+
+    def decode(self, z):
+        """Locations for codes (n_members, ..., k), any dimensions in between."""
+        location = self.decoder(z.flatten(1, -2)).to(z.dtype)
+        return location.unflatten(1, z.shape[1:-1])
+
+    def write_to(self, members):
+        """Put the weights of the stack into its members."""
+        stacks = {name: value.cpu() for name, value in self.state_dict().items()}
+        for name, module in self.named_modules():
+            if isinstance(module, LinearStack):
+                stacks[f"{name}.weight"] = stacks[f"{name}.weight"].mT
+        for i, vae in enumerate(members):
+            vae.load_state_dict(
+                {
+                    name: stacks[name][i].reshape(value.shape)
+                    for name, value in vae.state_dict().items()
+                }
+            )
+
+
+class StackNet(VAENet):
+    """Net of a stack; losses in its history are arrays of shape (n_members,)."""
+
+    def get_default_callbacks(self):
+        """Those of skorch that take arrays for losses."""
+        return [item for item in super().get_default_callbacks() if "timer" in item[0]]
+
+    def record_epoch(self, prefix, loss, iterator):
+        """Record the loss of an epoch for each member."""
+        super().record_epoch(prefix, loss, iterator)
+        self.history.record(prefix + "_loss", loss)
+
+    def check_finite(self, losses):
+        """Raise ``DivergenceError`` if all members have diverged before any ended."""
+        if self.keeper is None or not self.keeper.any_has_ended:
+            super().check_finite(losses)
+
+    def member_history(self, i):
+        """History of a member up to its own end; raises if its loss was not finite."""
+        n_epochs = len(self.history)
+        if n_epochs and self.keeper is not None:
+            n_epochs = int(self.keeper.n_epochs[i])
+        history = History()
+        for row in self.history[:n_epochs]:
+            batches = [_of_member(batch, i) for batch in row["batches"]]
+            history.append(_of_member(row, i) | {"batches": batches})
+            if not math.isfinite(history[-1]["train_loss"]):
+                raise divergence_error(len(history), self.lr)
+        return history
+
+
+def _of_member(row, i):
+    return {
+        name: value[i].item() if getattr(value, "ndim", 0) else value
+        for name, value in row.items()
+    }
