@@ -43,7 +43,7 @@ from ..noise import resolve_power
 from .jobs import run_jobs
 
 # Models with less KL than this, in nats, are left out of a power law: near the scale
-# that hides everything there is none.
+# that hides all of the data the KL vanishes, and its logarithm diverges.
 MIN_KL = 1.0
 
 

@@ -128,7 +128,7 @@ class Selection(Dataset):
         return self.every(len(self) // 1000)
 
     def every(self, step):
-        """Every so many of the rows."""
+        """Every `step`-th row; all rows for a step below 1."""
         return Selection(self.rows, self.index[:: max(1, step)])
 
     def split(self, fraction, seed):

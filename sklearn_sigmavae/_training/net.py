@@ -17,8 +17,8 @@ from . import cuda_graph
 from .callbacks import KeepBest, StopTraining
 from .data import ResidentRows, Selection
 
-# About how many points the held-out ELBO of an epoch is taken over: enough to tell
-# epochs apart on few rows, two for each of many.
+# The held-out ELBO of an epoch is a mean over about this many points: many for each of
+# a few rows, so that epochs can be compared, and two for each row of large data.
 VALIDATION_POINTS = 2**11
 
 
