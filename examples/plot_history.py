@@ -49,8 +49,8 @@ print(f"held-out bound at the start: {start.score(X_val):.2f} nats per row")
 #
 # skorch calls ``on_epoch_end`` after each epoch, with the net and the data.
 # ``net.module_`` is the model as it is then; its ``encode`` gives mean and log-variance
-# of the codes. ``dataset_valid.X`` are the held-out rows, in the centred and scaled
-# units that the module works in. What is recorded becomes a column of the history.
+# of the codes. ``dataset_valid.X`` are the held-out rows, in the principal coordinates
+# that the module works in. What is recorded becomes a column of the history.
 #
 # Each fit works on copies of its callbacks, so do not look for results in the object
 # that you passed: they are in ``history_``.

@@ -40,21 +40,28 @@ _MIN_SCALE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """Rows that were observed through noise, in internal units.
+    """Rows that were observed through noise, in a module's internal units.
 
     Where an entry was not observed `y` is zero and `known` false; None stands for all.
     The scale has shape (1 or n, 1 or n_features); None is for noise without one.
+    ``outside`` is the squared norm (n,) of what rows have outside of the axes.
     """
 
     y: torch.Tensor
     known: torch.Tensor | None
     noise: NoiseModel
     scale: torch.Tensor | None
+    outside: torch.Tensor | None = None
 
     @classmethod
-    def of_rows(cls, units, X, noise, scale):
-        """Observations of an array, NaN where nothing was, in the units of the data."""
-        y = units.to_internal(X)
+    def of_rows(cls, vae, X, noise, scale):
+        """Observations of an array, NaN where nothing was, in the units of the data.
+
+        Returns the module that they are for, too: another one, of features, if the
+        noise of a row is not the same in all directions.
+        """
+        units = vae.units
+        y = units.standardize(X)
         known = ~y.isnan()
         y = y.masked_fill(~known, 0.0)
         distance = y.abs()
@@ -67,7 +74,16 @@ class Observations:
                 f"the posterior is refined: more than {_FARTHEST:g} times the scale of "
                 "the data or of the noise. Set them to NaN, or remove them."
             )
-        return cls(y, None if known.all() else known, noise, scale)
+        known = None if known.all() else known
+        observed = cls(y, known, noise, scale)
+        if known is None and noise.is_rotation_invariant and scale is not None:
+            # The features of a row may have one scale in other units alone.
+            ratio = scale / scale[:, :1]
+            if (ratio - 1).abs().max() < 1e-6:
+                y, outside = units.split(y)
+                scale = scale[:, :1]
+                return vae, replace(observed, y=y, scale=scale, outside=outside)
+        return vae.on_features(), observed
 
     def to(self, like):
         """The same on the device, and in the precision, of a tensor."""
@@ -85,7 +101,8 @@ class Observations:
         known, scale = self.known, self.scale
         known = None if known is None else known[rows]
         scale = scale[rows] if scale is not None and len(scale) > 1 else scale
-        return replace(self, y=self.y[rows], known=known, scale=scale)
+        outside = None if self.outside is None else self.outside[rows]
+        return replace(self, y=self.y[rows], known=known, scale=scale, outside=outside)
 
     def loss(self, vae, posterior, eps):
         """Minus the ELBO (n,) at some points, but for a constant."""
@@ -103,7 +120,7 @@ class Observations:
 @limited_threads(0, "cpu")
 @torch.inference_mode(False)
 def observe(model, X, noise_scale, noise, feature_names):
-    """Observations of noisy rows; the arguments are those of ``denoise``."""
+    """A module, and observations for it; the arguments are those of ``denoise``."""
     vae = model.module
     estimates = isinstance(noise_scale, str) and noise_scale == "estimate"
     if noise_scale is None and noise is not None:
@@ -120,7 +137,7 @@ def observe(model, X, noise_scale, noise, feature_names):
         if estimates:
             noise_scale = estimate_scale(vae, noise, X)
         scale = check_noise_scale(noise_scale, vae.layout, len(X), feature_names)
-    return Observations.of_rows(vae.units, X, noise, scale)
+    return Observations.of_rows(vae, X, noise, scale)
 
 
 def observation_noise(model, noise):
@@ -200,7 +217,7 @@ def refine(vae, observed, max_iter, tol, bar=None, start=None):
     for i in range(max_iter):
         point = points[i % len(points)]
         # Far from the maximum one point is as good as a pair, and half the work.
-        rows.accumulate(point, in_pairs=i == 0 or i >= max_iter / 3)
+        rows.accumulate(point, in_pairs=i == 0 or i >= 0.8 * max_iter)
         if i % 10 == 0:
             rows.drop_converged(tol)
         rows.step(_STEP * 0.5 * (1 + math.cos(math.pi * i / max_iter)))
@@ -296,6 +313,9 @@ def linear_posterior(vae, observed):
         parameter.detach().to("cpu", torch.float64)
         for parameter in (linear.weight, linear.bias)
     )
+    if vae.axes is not None:
+        axes = vae.axes.to(weight)
+        weight, bias = axes @ weight, axes @ bias
     n_features, k = weight.shape
     # Other noise counts as Gaussian noise with its variance.
     precision = 1 / (observed.noise.variance_factor * observed.scale.double().square())
@@ -322,32 +342,38 @@ def estimate_scale(vae, noise, X):
     """
     resolve_power(noise, "its scale cannot be estimated; pass noise_scale as a number")
     X = X[np.linspace(0, len(X) - 1, min(len(X), _ROWS_FOR_SCALE)).astype(int)]
-    # Features in one unit, so that the noise has one scale. Each trial sets it.
-    relative = torch.from_numpy(vae.units.scale / vae.units.mean_scale)
-    observed = Observations.of_rows(vae.units, X, noise, None)
-    known = torch.from_numpy(~np.isnan(X)).to(vae.device)
-    if not known.any():
+    if np.isnan(X).all():
         raise ValueError(
             "X has no entry to estimate the scale of the noise from: all are missing. "
             "Pass noise_scale as a number."
         )
+    # Features in one unit, so that the noise has one scale. Each trial sets it.
+    unit, n_features = np.full((1, 1), vae.units.mean_scale), vae.layout.n_features
+    vae, observed = Observations.of_rows(vae, X, noise, unit)
+    relative, known = 1 / observed.scale, observed.known
     y = (observed.y * relative).to(vae.device, torch.float32)
+    # Of rows that are features nothing is outside.
+    share = y.shape[1] / n_features
+    outside = 0.0 if observed.outside is None else float(observed.outside.mean())
     # Few points for each row, all of them over the rows.
     points = _as_points(vae, y).squeeze(1)
     which = torch.arange(_POINTS_FOR_SCALE * len(y)).reshape(_POINTS_FOR_SCALE, -1)
     points = points[which % len(points)]
 
     def scale_of(location):
-        residual = (y - location)[known.expand_as(location)]
+        residual = (y - location).flatten()
+        if known is not None:
+            residual = (y - location)[known.to(vae.device).expand_as(location)]
         # In units of the largest, whose powers stay in the range of float32.
         largest = float(residual.abs().max()) or 1.0
         power = noise.mean_power(residual / largest, torch.zeros_like(residual))
+        power = power * share + outside / largest**2 / n_features
         return max(largest * float(power) ** (1 / noise.exponent), _MIN_SCALE)
 
     scale, posterior = scale_of(torch.zeros_like(y)), None
     with limited_threads(vae.n_operations * len(y), vae.device):
         for _ in range(_TRIALS):
-            observed = replace(observed, scale=(scale / relative).unsqueeze(0))
+            observed = replace(observed, scale=scale / relative)
             posterior = refine(
                 vae, observed, _STEPS_FOR_SCALE, _GAIN_FOR_SCALE, start=posterior
             )

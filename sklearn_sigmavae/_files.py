@@ -14,7 +14,7 @@ import secrets
 import stat
 import warnings
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as short
@@ -40,7 +40,7 @@ from .noise import NOISES
 
 # To be increased when readers of this format can no longer read what is written, not
 # for entries that they can ignore.
-FORMAT = 2
+FORMAT = 3
 
 # The dictionary's key in the metadata of a file.
 _KEY = "sklearn_sigmavae"
@@ -219,6 +219,9 @@ def describe(estimator):
     arrays["units.offset"] = vae.units.offset
     # They are usually all equal.
     arrays["units.scale"] = scale if np.ptp(scale) else scale[:1]
+    axes = vae.units.axes
+    if axes is not None:
+        arrays["units.axes"], arrays["units.filter"] = axes, vae.units.filter
     if model.sigma is not None:
         arrays["sigma"] = np.array(model.sigma, dtype=np.float64)
     packages = {"numpy": np, "scikit-learn": sklearn, "skorch": skorch, "torch": torch}
@@ -229,6 +232,7 @@ def describe(estimator):
         "versions": versions,
         "params": _encode_params(estimator, arrays),
         "n_components": vae.n_components,
+        "n_axes": None if axes is None else axes.shape[1],
         **asdict(vae.layout),
         "network": _encode_part(vae.recipe, "network", arrays),
         "linear_path": isinstance(vae.encoder, LinearPathEncoder),
@@ -358,6 +362,8 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
         )
     if header["format"] < 2:
         header = header | {"start_score": None, "best_epoch": header["n_iter"]}
+    if header["format"] < 3:
+        header = header | {"n_axes": None}
     for name, array in arrays.items():
         # Losses of an epoch may have been infinite.
         if not (name.startswith("history.") or np.isfinite(array).all()):
@@ -376,7 +382,7 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
     estimator._validate_params()
     noise = parts["noise"]
     noise.validate()
-    vae = _restore_module(header, arrays, parts["network"])
+    vae = _restore_module(header, arrays, parts["network"], noise)
     sigma, scale = _restore_sigma(vae, arrays) if noise.has_scale else (None, None)
     kinds = {field.name: field.type for field in fields(FittedModel)}
     outcome = {
@@ -406,7 +412,7 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
     return estimator.set_output(transform=header["output"])
 
 
-def _restore_module(header, arrays, recipe):
+def _restore_module(header, arrays, recipe, noise):
     sample_shape, input_shape = (
         tuple(number(size, name, minimum=1) for size in header[name])
         for name in ("sample_shape", "input_shape")
@@ -429,18 +435,38 @@ def _restore_module(header, arrays, recipe):
         weights = _tensors(arrays, "module.", expected)
         module.load_state_dict(weights, assign=is_empty)
 
+    units = _restore_units(header, arrays, n_features, noise)
     # Custom networks begin at random weights.
     with reproducible_weights(0):
         linear_path = bool(header["linear_path"])
-        networks = build_networks(recipe, layout, n_components, linear_path, fill)
+        networks = build_networks(
+            recipe, layout, n_components, linear_path, units.axes, fill
+        )
+    vae = VAE(networks, units, layout, n_components)
+    vae.tails = _restore_tails(arrays, units.n_seen, n_components)
+    return vae
+
+
+def _restore_units(header, arrays, n_features, noise):
     offset, scale = arrays["units.offset"], arrays["units.scale"]
     if offset.shape != (n_features,) or not (scale > 0).all():
         raise ModelFileError("its units are not those of its samples, or not positive.")
-    scale = np.broadcast_to(scale, n_features)
-    units = Units(offset.astype(np.float64), scale.astype(np.float64))
-    vae = VAE(networks, units, layout, n_components)
-    vae.tails = _restore_tails(arrays, n_features, n_components)
-    return vae
+    scale = np.broadcast_to(scale, n_features).astype(np.float64)
+    units = Units(offset.astype(np.float64), scale)
+    # Earlier versions, and random starts, have none.
+    if header["n_axes"] is None and "units.axes" not in arrays:
+        return units
+    axes = arrays["units.axes"].astype(np.float64)
+    shape = n_features, number(header["n_axes"], "n_axes", minimum=1)
+    if axes.shape != shape or not np.allclose(
+        axes.T @ axes, np.eye(shape[1]), atol=1e-6
+    ):
+        raise ModelFileError("its axes are not orthonormal, or not of its samples.")
+    filter_ = arrays["units.filter"].astype(np.float64)
+    if filter_.shape != shape[1:] or not ((filter_ > 0) & (filter_ <= 1)).all():
+        raise ModelFileError("its filter is not that of its axes, or not in (0, 1].")
+    rotates = noise.is_rotation_invariant
+    return replace(units, axes=axes, filter=filter_, rotates=rotates)
 
 
 def _tensors(arrays, prefix, expected):

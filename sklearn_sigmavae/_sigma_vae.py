@@ -101,7 +101,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ``decoder(n_components, output_shape)`` that return modules: the encoder's maps
         ``(n, *input_shape)`` to ``(n, 2 * n_components)``, mean then log-variance, the
         decoder's ``(n, n_components)`` to ``(n, *output_shape)``, in centered and
-        scaled units (logits for Bernoulli noise). The shape is ``(n_features,)`` for
+        scaled units (logits for Bernoulli noise). They see rows without what lies
+        outside of the principal axes. The shape is ``(n_features,)`` for
         tables and, whatever the order of `X`, ``(C, H, W)`` for images.
     hidden_layer_sizes : tuple of int, default=(256, 256)
         Widths of the encoder's hidden layers, for "mlp"; the decoder mirrors them.
@@ -118,9 +119,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Whether images have their channels before height and width, as in torch.
     init : {"pca", "random"}, default="pca"
         Start at probabilistic PCA, with the networks at zero, or at random weights.
-        "pca" needs ``linear_path=True``; with Bernoulli noise it starts the decoder at
-        the mean of the data and all else at random. It uses a random subset of data
-        with more than 2**23 numbers.
+        With "pca" networks see coordinates along the principal axes whose variance is
+        not far below that of the noise; what lies outside of these is noise to the
+        model. "pca" needs ``linear_path=True``; with Bernoulli noise it starts the
+        decoder at the mean of the data and all else at random, and networks see
+        features. It uses a random subset of data with more than 2**23 numbers.
     optimizer : {"adam", "adamw", "sgd"} or callable, default="adam"
         A first-order optimizer's name, or a class or function that takes parameters
         and ``lr`` and returns a :class:`torch.optim.Optimizer`.
@@ -151,7 +154,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Callbacks of skorch, copied for each fit: what they record is in ``history_``.
         Those that see batches cost speed, skorch's own ``LRScheduler`` among them. To
         those that score, such as ``EpochScoring("neg_mean_squared_error")``, rows are
-        X and y, and reconstructions the predictions, in centered and scaled units.
+        X and y, and reconstructions the predictions, both as ``module_`` has them.
     checkpoint_dir : str, path-like or None, default=None
         Folder for checkpoints. A :meth:`fit` that was killed, or interrupted, and is
         started again with the same parameters and data continues from there, and ends
@@ -182,7 +185,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     noise_ : NoiseModel
         The noise model in use.
     module_ : torch.nn.Module
-        The trained module, in centered and scaled units.
+        The trained module. Its rows are principal coordinates of the centered and
+        scaled data; with noise other than Gaussian, or ``init="random"``, features.
     net_ : skorch.NeuralNet
         The skorch net that trained it; absent after :meth:`load`.
     history_ : skorch.history.History
@@ -359,7 +363,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     @property
     def module_(self):
-        """torch.nn.Module : The trained module, in centered and scaled units."""
+        """torch.nn.Module : The trained module, of principal coordinates."""
         check_is_fitted(self)
         return self._model.module
 
@@ -443,9 +447,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Train for one epoch on these rows, at a constant learning rate.
 
         The rows of the first call fix the units of the networks and, with
-        ``init="pca"``, the start: take at least a few hundred, more than components,
-        and shuffle the data before it is cut into chunks. With ``sigma="mle"`` the
-        scale is that of the last chunk.
+        ``init="pca"``, the start and the principal axes: take at least a few hundred,
+        more than components, and shuffle the data before it is cut into chunks. A first
+        chunk with fewer than two rows per feature keeps all directions. With
+        ``sigma="mle"`` the scale is that of the last chunk.
 
         Parameters
         ----------
@@ -471,7 +476,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -----
         UserWarning
             If the first chunk has fewer than 10 rows, or the rows are far larger, or
-            smaller, than those of the first chunk.
+            smaller, than those of the first chunk, or vary by more than the noise in
+            directions in which those did not.
 
         Examples
         --------
@@ -502,10 +508,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def transform(self, X):
         """Posterior means: the codes of the rows.
 
+        They come from the encoder, which training has shown clean data only. Codes of
+        rows with noise up to about ``sigma_`` still mean something; for more noise, or
+        a scale that is known, see :meth:`posterior`.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Clean data.
+            Data.
 
         Returns
         -------
@@ -531,7 +541,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         >>> bool(model.score(X, y) > 0.9)
         True
         """
-        return self._infer(lambda vae, x: vae(x), X)
+        return self._infer(lambda vae, x: vae.posterior(x).mean, X)
 
     def inverse_transform(self, Z):
         """Decode codes: the mean of the data given them.
@@ -635,10 +645,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             )
         rows = None if refine is False else self._check_observed(X)
         if rows is not None and (refine or given or np.isnan(rows).any()):
-            observed, found = self._refine(rows, noise_scale, noise, max_iter, tol)
-            found = _denoise.prefer_encoder(self.module_, observed, found)
+            vae, observed, found = self._refine(rows, noise_scale, noise, max_iter, tol)
+            found = _denoise.prefer_encoder(vae, observed, found)
         else:
-            found = self._infer(lambda vae, x: vae.encode(x).stack(), X)
+            found = self._infer(lambda vae, x: vae.posterior(x).stack(), X)
         return found[:, 0], np.exp(0.5 * found[:, 1])
 
     @check_params(_OBSERVATION)
@@ -689,7 +699,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         rows = self._check_observed(X)
-        _, found = self._refine(rows, noise_scale, noise, max_iter, tol)
+        *_, found = self._refine(rows, noise_scale, noise, max_iter, tol)
         return self._decode(found[:, 0]).astype(found.dtype, copy=False)
 
     @check_params({"X": "no_validation", "noise": [*ANY_NOISE, None]})
@@ -764,7 +774,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         >>> (vae.kl_divergence(X).mean(axis=0) > 0.1).tolist()
         [True, True, False]
         """
-        return self._infer(lambda vae, x: vae.encode(x).kl_divergence(), X)
+        return self._infer(lambda vae, x: vae.posterior(x).kl_divergence(), X)
 
     @check_params({"X": "no_validation", "n_importance_samples": [COUNT, None]})
     def score_samples(self, X, *, n_importance_samples=None):
@@ -1110,12 +1120,13 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return infer(self.module_, function, X, n_points)
 
     def _decode(self, Z, noise_from=None):
-        location = decode(self.module_, Z)
+        units = self.module_.units
+        location = units.rotate_back(decode(self.module_, Z))
         if noise_from is None:
             x = self.noise_.mean(location)
         else:
             x = self.noise_.sample(location, self._model.scale, noise_from)
-        return self.module_.layout.to_samples(self.module_.units.to_data(x))
+        return self.module_.layout.to_samples(units.to_data(x))
 
     def _check_observed(self, X):
         """Noisy rows, with NaN where an entry is missing."""
@@ -1125,12 +1136,12 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return X
 
     def _refine(self, rows, noise_scale, noise, max_iter, tol):
-        """Observations of noisy rows, and the refined posterior of each."""
+        """A module, observations of noisy rows for it, and each refined posterior."""
         model, names = self._model, self._feature_names
-        observed = _denoise.observe(model, rows, noise_scale, noise, names)
+        vae, observed = _denoise.observe(model, rows, noise_scale, noise, names)
         refine, n_steps = _denoise.refined_posterior, len(rows) * max_iter
         with progress(n_steps, self.verbose, "SigmaVAE", "step") as bar:
-            return observed, refine(model.module, observed, max_iter, tol, bar)
+            return vae, observed, refine(vae, observed, max_iter, tol, bar)
 
 
 def _with_attributes(cls, attributes):

@@ -131,6 +131,24 @@ class BatchNormNetwork(BaseEstimator):
         return nn.Sequential(*layers)
 
 
+class RecipeOfSample(BaseEstimator):
+    """A custom recipe, which notes the shapes that it is asked for."""
+
+    shapes = ()
+
+    def encoder(self, input_shape, n_components):
+        self.shapes = (*self.shapes, input_shape)
+        (n_features,) = input_shape
+        return nn.Sequential(
+            nn.Linear(n_features, 8), nn.SiLU(), nn.Linear(8, 2 * n_components)
+        )
+
+    def decoder(self, n_components, output_shape):
+        return nn.Sequential(
+            nn.Linear(n_components, 8), nn.SiLU(), nn.Linear(8, *output_shape)
+        )
+
+
 class EpochRecorder(Callback):
     """Keeps what an epoch's end shows: weights, learning rate, sizes of datasets."""
 

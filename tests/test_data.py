@@ -15,7 +15,7 @@ from small_vae import (
 
 from sklearn_sigmavae import SigmaVAE
 from sklearn_sigmavae._model.units import Units
-from sklearn_sigmavae._training import initial
+from sklearn_sigmavae._training import pca
 from sklearn_sigmavae._training.data import (
     HostRows,
     IntegerRows,
@@ -112,11 +112,11 @@ def test_large_data_starts_from_some_of_its_rows(monkeypatch):
     A = low_rank_rows(2000, 20, rank=3)
     start = SigmaVAE(n_components=3, sigma=0.3, max_iter=0, random_state=0)
     score_of_all = start.fit(A).score(A)
-    monkeypatch.setattr(initial, "INITIAL", 20 * 600)
+    monkeypatch.setattr(pca, "INITIAL", 20 * 600)
     # As a fit of 60 or so numbers to 600 of 2000 rows goes.
     assert 0 < score_of_all - start.fit(A).score(A) < 0.2
     some = weights(start)
     assert same_weights(some, weights(start.fit(A)))
-    monkeypatch.setattr(initial, "INITIAL", 20)
+    monkeypatch.setattr(pca, "INITIAL", 20)
     # 24 rows, eight for each component.
     assert np.isfinite(start.fit(A).score(A))

@@ -305,10 +305,12 @@ def test_inference_takes_smaller_blocks_where_memory_is_short(limit):
     params = {"max_iter": 0, "early_stopping": False}
     vae = small_vae(network=GreedyNetwork((4,)), **params).fit(ROWS)
     expected = vae.transform(ROWS), vae.score_samples(ROWS)
-    vae.module_.encoder.network.limit = limit
+    # In front of it are the axes.
+    network = vae.module_.encoder.network[-1]
+    network.limit = limit
     np.testing.assert_allclose(vae.transform(ROWS), expected[0], atol=1e-12)
     np.testing.assert_allclose(vae.score_samples(ROWS), expected[1], atol=1e-10)
-    vae.module_.encoder.network.limit = 0
+    network.limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         vae.transform(ROWS)
 
@@ -411,6 +413,10 @@ def test_a_model_of_cuda_unpickles_without_cuda():
     assert copied.set_params(device="auto").partial_fit(ROWS).n_iter_ == 4
 
 
+class PlainNetwork(MLP):
+    """The same without compiling."""
+
+
 class CompiledNetwork(MLP):
     """Networks that torch compiles, here without generating code."""
 
@@ -429,7 +435,8 @@ class CompiledNetwork(MLP):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_networks_may_be_compiled():
     params = {"early_stopping": False, "max_iter": 2}
-    plain = small_vae(network=MLP((8,)), **params).fit(ROWS)
+    # Not MLP itself, which sees coordinates.
+    plain = small_vae(network=PlainNetwork((8,)), **params).fit(ROWS)
     compiled = small_vae(network=CompiledNetwork((8,)), **params).fit(ROWS)
     np.testing.assert_allclose(
         compiled.transform(ROWS), plain.transform(ROWS), atol=1e-5

@@ -1,5 +1,7 @@
 """The bound against what it must be where it is known exactly."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_loss_is_minus_the_bound(module, exponent, shape):
     exact = torch.distributions.kl_divergence(posterior, prior)
     torch.testing.assert_close(kl, exact.sum(1))
     criterion = NegativeELBO(noise, 2.5, 0.3, 7.0)
-    loss = criterion(module, x, eps) + criterion.constant(module)
+    loss = criterion(module, x, eps) + criterion.constant(module, 0.0)
     torch.testing.assert_close(loss, 2.5 * kl.mean() - log_likelihood.mean() + 7.0)
 
 
@@ -89,7 +91,7 @@ def test_equivalence_of_beta_and_sigma(module, exponent):
         criterion = NegativeELBO(noise, beta, sigma, 0.0)
         loss = criterion(module, x, eps)
         gradients = torch.autograd.grad(loss, list(module.parameters()))
-        return loss.item() + criterion.constant(module), gradients
+        return loss.item() + criterion.constant(module, 0.0), gradients
 
     beta = equivalent_beta(0.4, 0.9, noise)
     loss, gradients = loss_and_gradients(0.4, beta)
@@ -103,8 +105,9 @@ def test_equivalence_of_beta_and_sigma(module, exponent):
 def test_learned_scale_has_the_gradient_through_it(module):
     noise, x, eps = GeneralizedNormalNoise(1.5), normal(50, 6), normal(50, 3)
     parameters = list(module.parameters())
+    dataset = SimpleNamespace(device="cpu", outside=0.0)
     criterion = NegativeELBO(noise, 1.0, 1.0, 0.0, min_scale=1e-3).train()
-    criterion.begin_epoch("cpu")
+    criterion.begin_epoch(dataset)
     ours = torch.autograd.grad(criterion(module, x, eps), parameters)
 
     posterior = module.encode(x)
@@ -118,7 +121,7 @@ def test_learned_scale_has_the_gradient_through_it(module):
     criterion.end_epoch(50)
     assert criterion.scale == pytest.approx(scale.item())
     # The scale of an epoch weighs rows equally, not batches.
-    criterion.begin_epoch("cpu")
+    criterion.begin_epoch(dataset)
     for part in (slice(0, 40), slice(40, None)):
         criterion(module, x[part], eps[part])
     criterion.end_epoch(50)

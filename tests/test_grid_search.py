@@ -125,7 +125,7 @@ OTHER_GRIDS = {
         {"random_state": [np.random.RandomState(5), 5], "sigma": [0.2, 0.6]},
         [8],
     ),
-    "numbers and mle": ({"sigma": ["mle", 0.2, 0.6, "mle"]}, [4, 4]),
+    "numbers and mle": ({"sigma": ["mle", 0.2, 0.6]}, [2, 4]),
     "scales per feature": (
         {"sigma": [0.3, np.linspace(0.1, 0.5, 5), [0.2, 0.2, 0.2, 0.2, 0.6]]},
         [6],

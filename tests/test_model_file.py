@@ -287,7 +287,9 @@ def test_a_model_of_cuda_loads_on_the_cpu(path):
 
 
 def size_of_weights(vae):
-    return sum(value.nbytes for value in vae.module_.state_dict().values())
+    weights = sum(value.nbytes for value in vae.module_.state_dict().values())
+    axes = vae.module_.units.axes
+    return weights + (0 if axes is None else axes.nbytes)
 
 
 def test_the_file_holds_no_rows_and_little_more_than_weights(path):
@@ -381,7 +383,10 @@ def test_golden_files_load_for_ever(path, tmp_path):
     assert isinstance(vae.noise_, NoiseModel)
     vae.save(tmp_path / "again.safetensors")
     again = SigmaVAE.load(tmp_path / "again.safetensors", device="cpu")
-    assert np.isnan(again.start_score_)
-    assert again.best_epoch_ == vae.best_epoch_ == vae.n_iter_ == len(vae.history_)
+    if path.parent.name == "0.1":
+        assert np.isnan(again.start_score_)
+        assert again.best_epoch_ == vae.n_iter_
+    assert again.best_epoch_ == vae.best_epoch_
+    assert vae.n_iter_ == len(vae.history_)
     assert np.array_equal(again.inverse_transform(expected["codes"]), restored)
     clone(vae).set_params(max_iter=1).fit(rows)

@@ -111,7 +111,7 @@ def test_a_constant_rate_that_ends_too_early_is_reported():
     with pytest.warns(ConvergenceWarning, match=r"still rising.*Increase max_iter"):
         vae.fit(rows)
     # Not so where the best epoch is long past, or the rate falls.
-    vae.set_params(max_iter=60, n_iter_no_change=100, learning_rate=5e-2)
+    vae.set_params(max_iter=60, n_iter_no_change=100, learning_rate=0.1)
     assert not mentions("still rising", vae.fit, curved_rows(60))
     assert vae.n_iter_ - vae.best_epoch_ > 6
     vae.set_params(lr_schedule="one_cycle", max_iter=6, learning_rate=2e-3)
@@ -119,7 +119,8 @@ def test_a_constant_rate_that_ends_too_early_is_reported():
 
 
 def test_an_end_below_the_start_is_reported():
-    vae = small_vae(learning_rate=0.2, early_stopping=False, max_iter=10)
+    params = {"lr_schedule": "constant", "learning_rate": 0.15, "max_iter": 10}
+    vae = small_vae(early_stopping=False, **params)
     with pytest.warns(ConvergenceWarning, match=r"below its start.*early_stopping"):
         vae.fit(low_rank_rows(400, 8, rank=3))
 
@@ -200,8 +201,8 @@ def of_heavy_rows():
 def test_the_tails_are_those_of_the_sigma_in_use():
     # Also where it is learned, or another than training started with.
     learned = small_vae(sigma="mle", n_components=3).fit(HEAVY)
-    vae = small_vae(sigma=0.5, n_components=3, warm_start=True)
-    warm = vae.fit(HEAVY).set_params(sigma=0.2).fit(HEAVY)
+    vae = small_vae(sigma=0.2, n_components=3, warm_start=True)
+    warm = vae.fit(HEAVY).set_params(sigma=0.5).fit(HEAVY)
     path = sigma_path(HEAVY, [0.4, 0.1], estimator=vae, max_iter=1)
     far = 1e5 * HEAVY[:3]
     for model in (learned, warm, *path.estimators):
@@ -285,8 +286,8 @@ def test_a_first_chunk_unlike_the_others_is_named(first):
     vae = small_vae(sigma=1e3).partial_fit(FIRST_CHUNKS[first])
     with pytest.warns(UserWarning, match=r"far larger.* first chunk.*shuffled"):
         error = first_error(vae, ROWS)
-    # Of constant rows the unit is 1, with which training goes on.
-    assert first == "constant" or "first chunk or fit, which fixed the units" in error
+    # Of the others the unit is 1, or so few directions count that training goes on.
+    assert first != "two rows" or "first chunk or fit, which fixed the units" in error
 
 
 def test_a_first_chunk_that_is_loud_or_small_is_named():

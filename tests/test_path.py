@@ -15,7 +15,7 @@ from small_vae import curved_rows, low_rank_rows, small_vae, weights
 
 from sklearn_sigmavae import GeneralizedNormalNoise, SigmaPath, SigmaVAE, sigma_path
 from sklearn_sigmavae._training import initial
-from sklearn_sigmavae._training.initial import PrincipalAxes
+from sklearn_sigmavae._training.pca import PrincipalAxes
 
 X = low_rank_rows()
 SIGMAS = np.array([1.0, 0.5, 0.3])

@@ -187,7 +187,7 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        ("format", 3, "later version, 99.0. Upgrade"),
+        ("format", 4, "later version, 99.0. Upgrade"),
         ("format", "1", "TypeError"),
         ("n_components", 10**12, "weights are not those"),
         ("n_components", True, "'n_components' is True"),
@@ -214,6 +214,8 @@ def rewrite(path, change):
         ("start_score", -float("inf"), "'start_score' is -inf"),
         ("output", "eval", "'output' is 'eval'"),
         ("structure", [1], "TypeError"),
+        ("n_axes", 1, "not orthonormal"),
+        ("n_axes", None, "'n_axes' is None"),
     ],
     ids=str,
 )

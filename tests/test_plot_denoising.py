@@ -43,7 +43,9 @@ def test_noise_is_the_same_each_time(vae, images):
     first, second = (DenoisingDisplay.from_estimator(vae, images) for _ in range(2))
     np.testing.assert_array_equal(first.noisy, second.noisy)
     spread = np.sqrt(images[:1000].var(axis=0).mean())
-    np.testing.assert_allclose(first.noise_scales, spread * np.array([1, 2, 4]))
+    # But for what lies outside of the model's axes.
+    scales = spread * np.array([1, 2, 4])
+    np.testing.assert_allclose(first.noise_scales, scales, rtol=0.02)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ EVALUATED_IN_STACK = 2**18
 # for the start at least MIN_ROWS_PER_COMPONENT for each component.
 INITIAL, MIN_ROWS_PER_COMPONENT = 2**23, 8
 
+# Principal axes of the networks, but at least one for each component.
+AXES = 2**25
+
 # A stack of models on the CPU; larger ones leave the caches and are no faster.
 STACKED = 2**24
 
@@ -53,8 +56,9 @@ def in_blocks(function, n_rows, vae, dtype, n_points=1):
     The function makes ``n_points`` copies of each row.
     """
     device = vae.device
-    width = max(MIN_WIDTH, vae.width, vae.layout.n_features)
-    step = max(1, limit(INFERRED, device) // (width * n_points))
+    width = max(MIN_WIDTH, vae.width, vae.units.n_internal) * n_points
+    width = max(width, vae.layout.n_features)
+    step = max(1, limit(INFERRED, device) // width)
     result, start = None, 0
     n_operations = vae.n_operations * min(step, n_rows) * n_points
     with matmul_precision(device), limited_threads(n_operations, device):
@@ -76,10 +80,10 @@ def in_blocks(function, n_rows, vae, dtype, n_points=1):
 
 
 def infer(vae, function, X, n_points=1):
-    """Apply a function of the module and of rows in internal units to data."""
+    """Apply a function of the module and of standardized rows to data."""
 
     def to_tensor(rows):
-        x = vae.units.to_internal(rows)
+        x = vae.units.standardize(rows)
         # Block by block, while the rows are in cache.
         if not math.isfinite(x.sum()):
             if x.isnan().any() and np.isnan(rows).any():

@@ -88,11 +88,25 @@ class LinearPathDecoder(_LinearPath):
     """Decoder: a linear map plus a network."""
 
 
+class FixedLinear(nn.Module):
+    """A linear map that is not trained: from coordinates to features, or back."""
+
+    def __init__(self, weight):
+        super().__init__()
+        # Not among the weights, since units hold the axes.
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, x):
+        """Rows (..., n_in) to (..., n_out)."""
+        return x @ self.weight
+
+
 def _is_linear(network):
     """Whether a network is one linear layer, apart from changes of shape."""
     no_layers = nn.Sequential, nn.Flatten, nn.Unflatten, RowsToImages, ImagesToRows
     layers = [type(module) for module in network.modules()]
-    return [layer for layer in layers if layer not in no_layers] == [nn.Linear]
+    others = {*no_layers, FixedLinear}
+    return [layer for layer in layers if layer not in others] == [nn.Linear]
 
 
 def _last_layer(network):
@@ -101,14 +115,19 @@ def _last_layer(network):
     return next(filter(None, reversed(layers)), [])
 
 
-def build_networks(recipe, layout, n_components, linear_path, fill=None):
-    """``Networks`` of a recipe.
+def build_networks(recipe, layout, n_components, linear_path, axes=None, fill=None):
+    """``Networks`` of a recipe, from and to rows, or coordinates along `axes` of them.
 
-    `fill` puts weights into a module with children ``encoder`` and ``decoder``; known
-    recipes take neither time nor memory before.
+    Recipes other than this package's fully connected one need the layout of samples, so
+    theirs get the axes around them. `fill` puts weights into a module with children
+    ``encoder`` and ``decoder``; known recipes take neither time nor memory before.
     """
     owner, shape, k = type(recipe).__name__, layout.input_shape, n_components
     is_known = type(recipe) in RECIPES.values()
+    n_inside = layout.n_features if axes is None else axes.shape[1]
+    needs_layout = axes is None or type(recipe) is not MLP
+    if not needs_layout:
+        shape = (n_inside,)
     with torch.device("meta") if is_known and fill else nullcontext():
         encoder, decoder = recipe.encoder(shape, k), recipe.decoder(k, shape)
         if is_known:
@@ -121,10 +140,15 @@ def build_networks(recipe, layout, n_components, linear_path, fill=None):
                 _try_out(f"decoder ({owner}.decoder)", decoder, (k,), shape),
             ]
         widths, zeros, casts = zip(*facts, strict=True)
-        encoder, decoder = layout.on_rows(encoder, decoder)
+        if needs_layout:
+            encoder, decoder = layout.on_rows(encoder, decoder)
+        if needs_layout and axes is not None:
+            weight = torch.from_numpy(axes).float()
+            encoder = nn.Sequential(FixedLinear(weight.mT), encoder)
+            decoder = nn.Sequential(decoder, FixedLinear(weight))
         if linear_path:
-            encoder = LinearPathEncoder(encoder, layout.n_features, k, zeros[0])
-            decoder = LinearPathDecoder(decoder, k, layout.n_features, zeros[1])
+            encoder = LinearPathEncoder(encoder, n_inside, k, zeros[0])
+            decoder = LinearPathDecoder(decoder, k, n_inside, zeros[1])
     both = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     if not any(parameter.requires_grad for parameter in both.parameters()):
         raise ValueError(
@@ -178,7 +202,7 @@ def _try_out(name, module, shape_in, shape_out):
 
 def count_operations(vae):
     """Floating-point operations of encoding and decoding one row, about."""
-    x = next(vae.parameters()).new_zeros((2, vae.layout.n_features))
+    x = next(vae.parameters()).new_zeros((2, vae.units.n_internal))
     return measure(vae, lambda: vae.decode(vae(x)))[2]
 
 

@@ -23,6 +23,11 @@ def elbo_terms(vae, noise, x, eps, scale):
     return noise.log_prob(x, location, scale), posterior.kl_divergence().sum(-1)
 
 
+def energy_outside(noise, squares, scale):
+    """Energy of what rows have outside of the axes, whose squared norms are given."""
+    return noise.energy(squares.sqrt().unsqueeze(-1), squares.new_zeros(1), scale)
+
+
 def integration_points(n_components, n_points=N_POINTS):
     """Fixed points whose mean replaces the expectation over a standard normal.
 
@@ -62,7 +67,7 @@ def importance_points(n_components, n_samples):
 
 
 def bound_of_rows(noise, scale, n_components, n_importance_samples):
-    """Function from a module and rows to bounds (n,), and its number of points."""
+    """Function from a module and standardized rows to bounds (n,); number of points."""
     n_samples = n_importance_samples or 1
     if n_samples == 1:
         points = integration_points(n_components)
@@ -70,6 +75,14 @@ def bound_of_rows(noise, scale, n_components, n_importance_samples):
         points = importance_points(n_components, n_samples)
 
     def bound(vae, x):
+        x, outside = vae.units.split(x)
+        inside = bound_inside(vae, x)
+        if not vae.units.n_outside:
+            return inside
+        constant = vae.units.n_outside * noise.log_normalizer(scale)
+        return inside - energy_outside(noise, outside, scale) - constant
+
+    def bound_inside(vae, x):
         eps = torch.as_tensor(points, dtype=x.dtype, device=x.device)
         if n_samples > 1:
             return importance_weighted_bound(vae, noise, x, eps, n_samples, scale)
@@ -108,7 +121,9 @@ class NegativeELBO(nn.Module):
     def __init__(self, noise, beta, scale, log_volume, min_scale=None):
         super().__init__()
         self.noise, self.beta, self.scale = noise, beta, scale
-        self.log_volume, self.min_scale, self.power = log_volume, min_scale, None
+        self.log_volume, self.min_scale = log_volume, min_scale
+        self.power = self.outside = None
+        self.has_outside = False
 
     @property
     def learns_scale(self):
@@ -138,13 +153,18 @@ class NegativeELBO(nn.Module):
             x = x.unsqueeze(-3).expand(*x.shape[:-2], *location.shape[-3:])
         x, location = x.flatten(first), location.flatten(first)
         is_learning = self.training and self.learns_scale
-        scale = self._batch_scale(x, location, n_rows) if is_learning else self.scale
+        scale = self.scale
+        if is_learning:
+            scale = self._batch_scale(vae, x, location, n_rows)
         energy = self.noise.energy(x, location, self._for_rows(scale))
         squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std)
         weight = 0.5 * self.beta * (n_draws / n_rows)
         loss = _add_weighted(energy, squares.sum((-2, -1)), weight) * (1 / n_draws)
         if is_learning:
             loss = loss + vae.layout.n_features * self.noise.log_normalizer(scale)
+            if self.has_outside:
+                rows_scale = self._for_rows(scale)
+                loss = loss + energy_outside(self.noise, self.outside, rows_scale)
         return loss
 
     @property
@@ -152,40 +172,55 @@ class NegativeELBO(nn.Module):
         """tuple : Numbers that the training loss depends on."""
         return self.beta, self.min_scale, None if self.learns_scale else self.scale
 
-    def constant(self, vae):
-        """What :meth:`forward` leaves out of the loss, in nats."""
+    def constant(self, vae, outside):
+        """What :meth:`forward` leaves out of the loss, in nats.
+
+        ``outside`` is the mean squared norm of what rows have outside of the axes.
+        """
         constant = self.log_volume - 0.5 * self.beta * vae.n_components
         if not (self.training and self.learns_scale):
             log_normalizer = self.noise.log_normalizer(self.scale)
             constant = constant + vae.layout.n_features * log_normalizer
-        return constant
+            if outside:
+                squares = torch.tensor(outside, dtype=torch.float64)
+                constant = constant + energy_outside(self.noise, squares, self.scale)
+        return float(constant)
 
     def _for_rows(self, scale):
         return scale
 
-    def _batch_scale(self, x, location, n_rows):
+    def _batch_scale(self, vae, x, location, n_rows):
         # No gradient is needed through the scale: at its maximum the likelihood's
         # derivative with respect to it is zero.
         with torch.no_grad():
             power = self.noise.mean_power(x, location)
+            if self.has_outside:
+                inside = power * vae.units.n_internal
+                power = (inside + self.outside) / vae.layout.n_features
             # In place, and on the device: a captured step must find it again.
             self.power.add_(power, alpha=n_rows)
             return (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
 
-    def begin_epoch(self, device):
+    def begin_epoch(self, dataset):
         """Start to collect what the learned scale, if any, is computed from."""
         if self.learns_scale:
+            outside = torch.as_tensor(dataset.outside, dtype=torch.float32)
             if self.power is None:
-                shape = torch.as_tensor(self.scale).shape
-                self.power = torch.zeros(shape, dtype=torch.float32, device=device)
+                self.power = torch.zeros_like(outside, device=dataset.device)
+            if self.outside is None:
+                self.outside = torch.zeros_like(self.power)
+            # In place, since captured steps read them.
             self.power.zero_()
+            self.outside.copy_(outside)
+            self.has_outside = bool((outside > 0).any())
 
     def end_epoch(self, n_rows):
         """Make the scale of the `n_rows` rows since then that of evaluations."""
         if self.learns_scale:
             power = self.power.cpu().double() / n_rows
-            scale = (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
-            self._set_scale(scale)
+            scale = power ** (1 / self.noise.exponent)
+            lowest = torch.as_tensor(self.min_scale, dtype=torch.float64, device="cpu")
+            self._set_scale(torch.maximum(scale, lowest))
 
     def _set_scale(self, scale):
         self.scale = scale.item()

@@ -15,24 +15,40 @@ _MIN_SCALE = 1e-18
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """Affine map: internal value = (data - offset) / scale.
+    """Affine map, standardized = (data - offset) / scale, and principal axes.
 
     One scalar scales all features, since noise is isotropic and per-feature scales
     explode on rare features. Only noise scales that differ between features make the
     scale differ, such that the noise has one scale inside.
+
+    Networks see coordinates along the axes, so that no weight belongs to a direction in
+    which the data does not vary: no gradient would hold it. Where the density of the
+    noise is the same in all directions, the model is made of coordinates altogether,
+    and ``rotates`` is true: what lies outside of the axes is noise, and only its norm
+    counts. Other noise is that of standardized features, and the module goes from
+    features to coordinates and back.
 
     Attributes
     ----------
     offset, scale : ndarray of shape (n_features,), float64
         The map.
     low, high : ndarray of shape (n_features,), float64, or None
-        Range of the training data, in internal units.
+        Range of the training data, standardized.
+    axes : ndarray of shape (n_features, n_axes), float64, or None
+        Orthonormal columns; None stands for the features themselves.
+    filter : ndarray of shape (n_axes,), float64, or None
+        What the encoder multiplies coordinates by.
+    rotates : bool
+        Whether internal values are coordinates along the axes, or features.
     """
 
     offset: np.ndarray
     scale: np.ndarray
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    axes: np.ndarray | None = None
+    filter: np.ndarray | None = None
+    rotates: bool = False
 
     @classmethod
     def identity(cls, n_features):
@@ -41,7 +57,7 @@ class Units:
 
     @classmethod
     def of_data(cls, X, relative_scale):
-        """Units that center an array and scale it to a mean variance of one.
+        """Units, without axes, that center an array and scale its mean variance to one.
 
         Features are first divided by `relative_scale`, whose geometric mean is one.
         """
@@ -69,6 +85,22 @@ class Units:
         offset, scale = middle + mean * divisor, divisor * np.sqrt(variance)
         return cls(offset, scale, (low - offset) / scale, (high - offset) / scale)
 
+    def along(self, axes, filter_, size, noise):
+        """Units with axes and a filter, and with values divided by a number more.
+
+        The scale of the networks' inputs then does not depend on their number.
+        """
+        return Units(
+            offset=self.offset,
+            scale=self.scale * size,
+            low=self.low / size,
+            high=self.high / size,
+            # As files hold them: the order decides how products are rounded.
+            axes=np.ascontiguousarray(axes),
+            filter=filter_,
+            rotates=noise.is_rotation_invariant,
+        )
+
     @cached_property
     def log_volume(self):
         """float : Sum of log scales: log-density inside minus log-density of data."""
@@ -80,9 +112,29 @@ class Units:
         return float(np.exp(self.log_volume / self.scale.size))
 
     @property
+    def data_scale(self):
+        """float : Root mean variance of a feature of the training data, about."""
+        return self.mean_scale * (self.n_seen / self.scale.size) ** 0.5
+
+    @property
     def _unit(self):
         """The scales, or the one scale of all features."""
         return self.scale if np.ptp(self.scale) else self.scale[0]
+
+    @property
+    def n_internal(self):
+        """int : Internal values of a row."""
+        return self.axes.shape[1] if self.rotates else self.scale.size
+
+    @property
+    def n_seen(self):
+        """int : Inputs of the networks: axes, or features."""
+        return self.scale.size if self.axes is None else self.axes.shape[1]
+
+    @property
+    def n_outside(self):
+        """int : Dimensions that internal values do not hold."""
+        return self.scale.size - self.n_internal
 
     def scale_to_internal(self, scale, name):
         """Noise scales of data in internal units; broadcast over features."""
@@ -112,25 +164,62 @@ class Units:
         return float(scale * self.mean_scale)
 
     def to_internal(self, X):
-        """Data (n_samples, n_features) to a tensor of the same dtype, or of float32.
+        """Data (n_samples, n_features) to a tensor of the same dtype, or of float32."""
+        return self.rotate(self.standardize(X))
+
+    def standardize(self, X):
+        """Data to standardized features, a tensor of the same dtype, or of float32.
 
         The result is as exact as arithmetic in float64 rounded at the end.
         """
         if X.dtype.kind == "u":
             X = X.astype(np.float32)
         x = as_tensor(X)
-        to_internal = self.float32_map("cpu")
-        if X.dtype == np.float32 and to_internal is not None:
-            return to_internal(x)
+        standardize = self.float32_map("cpu")
+        if X.dtype == np.float32 and standardize is not None:
+            return standardize(x)
         x = (x - torch.from_numpy(self.offset)) / torch.from_numpy(self.scale)
         return x.to(torch.float64 if X.dtype == np.float64 else torch.float32)
 
+    def axes_like(self, x):
+        """The axes as a tensor, on the device and in the dtype of another."""
+        axes = self._float32_axes if x.dtype == torch.float32 else self.axes
+        return torch.from_numpy(axes).to(x)
+
+    def coordinates(self, x):
+        """What networks see of standardized features: coordinates, if it has axes."""
+        return x if self.axes is None else x @ self.axes_like(x)
+
+    def rotate(self, x):
+        """Standardized features to internal values."""
+        return self.coordinates(x) if self.rotates else x
+
+    def rotate_back(self, x):
+        """Internal values, a tensor or an array, to standardized features."""
+        if not self.rotates:
+            return x
+        if torch.is_tensor(x):
+            return x @ self.axes_like(x).mT
+        return x @ (self._float32_axes if x.dtype == np.float32 else self.axes).T
+
+    def split(self, x):
+        """Standardized features to internal values, and squared norms (n,) of the rest.
+
+        The rest is what rows have outside of the axes, which features hold, too.
+        """
+        if self.axes is None:
+            return x, x.new_zeros(len(x))
+        inside, axes = self.coordinates(x), self.axes_like(x)
+        # Not a difference of squares, which loses digits.
+        outside = (x - inside @ axes.mT).square().sum(-1)
+        return inside if self.rotates else x, outside
+
     def to_data(self, x):
-        """Internal units to data, arrays in float64."""
+        """Standardized features to data, arrays in float64."""
         return x * self.scale + self.offset
 
     def float32_map(self, device):
-        """Function from float32 data to internal units; None if it might overflow."""
+        """Function from float32 data to standardized; None if it might overflow."""
         if self._float32_terms is None:
             return None
         high, low, inverse = (
@@ -138,18 +227,23 @@ class Units:
             for term in self._float32_terms
         )
 
-        def to_internal(x):
+        def standardize(x):
             x = x - high
             if low is not None:
                 x -= low
             x *= inverse
             return x
 
-        return to_internal
+        return standardize
+
+    @cached_property
+    def _float32_axes(self):
+        # Arrays, since tensors would move with the weights when a model is unpickled.
+        return self.axes.astype(np.float32)
 
     @cached_property
     def _float32_terms(self):
-        """Float32 arrays a, b, c with internal value = (data - a - b) * c, or None.
+        """Float32 arrays a, b, c with standardized = (data - a - b) * c, or None.
 
         The offset is a sum of two numbers, of which the first is subtracted without
         error wherever large numbers cancel; where they do not, b is None. A c common to

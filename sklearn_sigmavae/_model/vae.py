@@ -1,6 +1,6 @@
 """The torch module: encode, decode, and what carries both beyond the training data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -66,8 +66,8 @@ class LinearTails(nn.Module):
     score. They see a far row moved to the edge of the range of the training data, from
     ``low`` to ``high``, and a far code shortened to the norm ``limit``. The rest goes
     through the optimal linear model, so that far out the model is probabilistic PCA:
-    principal ``axes`` (n_features, n_components), zero where there are fewer,
-    ``variances`` along them, and ``noise_variance``, its tau, all in internal units.
+    principal ``axes`` (n, n_components) of what networks see, zero where there are
+    fewer, ``variances`` along them, and ``noise_variance``, its tau.
     """
 
     def __init__(self, axes, variances, noise_variance, low, high, limit):
@@ -107,7 +107,9 @@ class LinearTails(nn.Module):
 class VAE(nn.Module):
     """Encoder and decoder with the units they work in, and the layout of samples.
 
-    ``tails`` carry the model on beyond the training data, once it is trained.
+    Rows and locations are internal values of the units; where these are features, and
+    the units have axes, the networks see coordinates along them. The encoder's are
+    filtered. ``tails`` carry the model on beyond the training data, once it is trained.
     """
 
     def __init__(self, networks, units, layout, n_components):
@@ -116,21 +118,45 @@ class VAE(nn.Module):
             setattr(self, name, value)
         self.units, self.layout, self.n_components = units, layout, n_components
         self.tails = None
+        goes_through_axes = units.axes is not None and not units.rotates
+        axes = torch.from_numpy(units.axes).float() if goes_through_axes else None
+        has_filter = units.filter is not None
+        filter_ = torch.from_numpy(units.filter).float() if has_filter else None
+        # Not among the weights, since units hold them.
+        self.register_buffer("axes", axes, persistent=False)
+        self.register_buffer("filter", filter_, persistent=False)
 
     @property
     def networks(self):
         """Networks : Those that it was made of."""
         return Networks(*(getattr(self, name) for name in Networks._fields))
 
+    def on_features(self):
+        """The same model, with the same weights, of rows that are features."""
+        if not self.units.rotates:
+            return self
+        units = replace(self.units, rotates=False)
+        vae = VAE(self.networks, units, self.layout, self.n_components)
+        vae.tails = self.tails
+        return vae.to(self.device).train(self.training)
+
     def encode(self, x):
         """Posterior q(z|x) of rows."""
+        if self.axes is not None:
+            x = x @ self.axes
         moved = None
         if self.tails is not None:
             x, moved = self.tails.split_rows(x)
+        if self.filter is not None:
+            x = x * self.filter
         # In the dtype of x, even if autocast computes in another.
         mean, log_var = self.encoder(x).to(x.dtype).chunk(2, dim=-1)
         mean = mean if moved is None else mean + moved
         return Posterior(mean, bound_log_var(log_var))
+
+    def posterior(self, x):
+        """Posterior q(z|x) of standardized features."""
+        return self.encode(self.units.rotate(x))
 
     def decode(self, z):
         """Locations for codes of shape (..., n_components), any leading dimensions."""
@@ -139,7 +165,8 @@ class VAE(nn.Module):
             z, moved = self.tails.split_codes(z)
         location = self.decoder(z if z.ndim == 2 else z.flatten(0, -2)).to(z.dtype)
         location = location.reshape(*z.shape[:-1], *location.shape[1:])
-        return location if moved is None else location + moved
+        location = location if moved is None else location + moved
+        return location if self.axes is None else location @ self.axes.mT
 
     def forward(self, x):
         """Mean of q(z|x)."""

@@ -120,7 +120,7 @@ class DenoisingDisplay:
         if not estimator.noise_.has_scale:
             raise ValueError(f"The noise model, {estimator.noise!r}, has no scale.")
         if noise_scales is None:
-            noise_scales = np.array([1, 2, 4]) * estimator.module_.units.scale.mean()
+            noise_scales = np.array([1, 2, 4]) * estimator.module_.units.data_scale
         noise_scales = check_array(
             noise_scales, dtype=np.float64, ensure_2d=False, input_name="noise_scales"
         )

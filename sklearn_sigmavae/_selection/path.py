@@ -4,8 +4,7 @@ import math
 import warnings
 from collections import defaultdict
 from contextlib import suppress
-from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import NamedTuple
 
@@ -23,14 +22,8 @@ from .._model.units import Units
 from .._sigma_vae import SigmaVAE
 from .._training.callbacks import ProgressCallback
 from .._training.fit import TrainingSchedule, train
-from .._training.initial import (
-    draw_seeds,
-    initial_model,
-    linear_tau,
-    make_criterion,
-    move_along_pca,
-    principal_axes,
-)
+from .._training.initial import copy_weights, draw_seeds, initial_model
+from .._training.pca import linear_tau, move_along_pca, principal_axes
 from .._training.stack import NotStackableError, train_stack
 from .._validation import (
     COUNT_OR_ZERO,
@@ -330,7 +323,8 @@ def sigma_path(
     (X,) = indexable(as_samples(X))
     whole = estimator._check_samples(X, X_val)
     units = Units.of_data(whole.X, np.ones(whole.layout.n_features))
-    axes = principal_axes(whole.X, units, estimator.n_components, seed=0)
+    k = estimator.n_components
+    axes, _ = principal_axes(whole.X, units, k, lambda axes: np.inf)
     with np.errstate(over="ignore", under="ignore"):
         variance = units.scale[0] ** 2
     if not 0 < variance < np.inf:
@@ -338,7 +332,7 @@ def sigma_path(
             f"The variance of X, whose scale is {units.scale[0]:.2g}, leaves the range "
             "of float64. Rescale X."
         )
-    eigenvalues = axes.eigenvalues[: axes.n_axes] * variance
+    eigenvalues = axes.eigenvalues[:k] * variance
     # Tau, in units of the data, at sigma = 1.
     tau = linear_tau(noise, 1.0, estimator.beta)
     if sigmas is None:
@@ -384,7 +378,7 @@ def sigma_path(
         score=score,
         test_scores=test_scores,
         eigenvalues=eigenvalues,
-        total_variance=float(eigenvalues.sum() + axes.residual * variance),
+        total_variance=axes.total() * float(variance),
         noise_variance=tau * sigmas**2,
     )
 
@@ -418,12 +412,17 @@ def _follow(estimator, data, shown, sigmas, bar):
     # Each model goes on with the training of the one before: no new cycle.
     epochs, early_stopping = int(estimator.max_iter), estimator.early_stopping
     schedule = TrainingSchedule(epochs, False, early_stopping, reports=False)
+    # The model with the least noise sees the most axes; its rows are those of all.
+    last = clone(estimator).set_params(sigma=sigmas[-1])
+    widest = [_initial_model(last, samples, seed, schedule) for samples in data]
     kept, found, starts = [], [], [None] * len(data)
     for sigma in sigmas:
         models = [clone(estimator).set_params(sigma=sigma) for _ in data]
         starts = [
-            _start(model, samples, previous, seed, schedule)
-            for model, samples, previous in zip(models, data, starts, strict=True)
+            _start(model, samples, previous, seed, schedule, like)
+            for model, samples, previous, like in zip(
+                models, data, starts, widest, strict=True
+            )
         ]
         found.append([])
         fitted = _train(starts, schedule, bar)
@@ -442,23 +441,27 @@ def _follow(estimator, data, shown, sigmas, bar):
     return kept, np.array(found)
 
 
-def _start(model, samples, previous, seed, schedule):
+def _initial_model(model, samples, seed, schedule, like=None):
+    seeds = draw_seeds(check_random_state(seed))
+    with warnings.catch_warnings():
+        # The first scale is meant to hide all of the data.
+        warnings.filterwarnings("ignore", "No component is in use")
+        return initial_model(
+            model, samples, seeds, schedule, like, on_path=like is not None
+        )
+
+
+def _start(model, samples, previous, seed, schedule, like):
     """The model before, trained, at the scale of this one, to which PCA moves it."""
+    start = _initial_model(model, samples, seed, schedule, like)
     if previous is None:
-        seeds = draw_seeds(check_random_state(seed))
-        with warnings.catch_warnings():
-            # The first scale is meant to hide all of the data.
-            warnings.filterwarnings("ignore", "No component is in use")
-            return initial_model(model, samples, seeds, schedule)
-    noise, vae = previous.criterion.noise, deepcopy(previous.vae)
-    tails, vae.tails = vae.tails, None
-    scale = vae.units.common_scale(model.sigma)
-    if previous.axes is not None:
-        scales = previous.criterion.scale, scale
-        taus = (linear_tau(noise, each, model.beta) for each in scales)
-        move_along_pca(vae, previous.axes, *taus)
-    criterion = make_criterion(model, noise, scale, vae.units)
-    return replace(previous, params=model, vae=vae, criterion=criterion, tails=tails)
+        return start
+    copy_weights(previous.vae, start.vae)
+    if start.axes is not None:
+        criteria = previous.criterion, start.criterion
+        taus = (linear_tau(each.noise, each.scale, each.beta) for each in criteria)
+        move_along_pca(start.vae, start.axes.divided_by(start.size), *taus)
+    return start
 
 
 def _train(starts, schedule, bar):

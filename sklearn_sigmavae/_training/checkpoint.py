@@ -27,7 +27,7 @@ try:
 except ImportError:  # where files cannot be locked
     fcntl = None
 
-FORMAT = 2
+FORMAT = 3
 
 # Maximum fraction of the time, about, that writing takes.
 _COST = 0.05

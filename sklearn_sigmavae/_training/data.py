@@ -5,38 +5,103 @@ these gather the rows of many batches at once and slice them.
 """
 
 import math
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from skorch.dataset import Dataset
 
-from .._model.blocks import EVALUATED, GATHERED, MIN_WIDTH_EVALUATED, limit, row_blocks
+from .._model.blocks import (
+    CONVERTED,
+    EVALUATED,
+    GATHERED,
+    MIN_WIDTH_EVALUATED,
+    limit,
+    row_blocks,
+)
 from .._model.settings import fits
 from .._model.units import as_tensor
+
+
+class Survey(NamedTuple):
+    """Range of what networks see of rows, and squared norms (n,) of the rest."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+    outside: torch.Tensor
 
 
 class _Rows:
     """Rows of an array; indexed by a tensor they are in float32 and internal units.
 
-    Rows are wanted on ``device``; indices must be on ``index_device``.
+    Rows are wanted on ``device``; indices must be on ``index_device``. Values are
+    ``ratio`` times those of ``all``, of which they may be the first.
     """
 
-    def __init__(self, X, device, index_device):
-        self.shape, self.device, self.index_device = X.shape, device, index_device
+    ratio = 1.0
+
+    def __init__(self, X, units, device, index_device):
+        self.X, self.units = X, units
+        self.shape = len(X), units.n_internal
+        self.device, self.index_device = device, index_device
+
+    @property
+    def all(self):
+        """Rows with all internal values that there are."""
+        return self
+
+    def in_units(self, units):
+        """The same for a model with fewer of the same axes."""
+        rows = self.all
+        # The size of values depends on the number of axes.
+        if units.n_seen == rows.units.n_seen:
+            return rows
+        return NarrowRows(rows, units)
 
     def __len__(self):
         return self.shape[0]
+
+    @property
+    def width(self):
+        """int : Numbers that indexing takes for a row."""
+        return self.X.shape[1]
+
+    @cached_property
+    def survey(self):
+        """Survey : Facts about all rows, which may lie in a file."""
+        return self._survey()
+
+    def _survey(self, converted=None):
+        """Convert all rows, in blocks."""
+        # All is written in place: small tensors that outlive a block would lie between
+        # the freed memory of large ones, which then cannot be used again.
+        low = torch.full((self.units.n_seen,), math.inf, dtype=torch.float64)
+        high, outside = -low, torch.empty(len(self), dtype=torch.float64)
+        for block in row_blocks(self.X.shape):
+            x = self.units.standardize(self.X[block])
+            inside, outside[block] = self.units.split(x)
+            seen = inside if self.units.rotates else self.units.coordinates(x)
+            torch.minimum(low, seen.amin(dim=0), out=low)
+            torch.maximum(high, seen.amax(dim=0), out=high)
+            if converted is not None:
+                converted[block] = inside
+        return Survey(low, high, outside)
 
 
 class ResidentRows(_Rows):
     """Rows kept on the device, converted."""
 
     def __init__(self, X, units, device):
-        super().__init__(X, device, device)
-        self._x = torch.empty(X.shape, dtype=torch.float32, device=device)
+        super().__init__(X, units, device, device)
+        self._x = torch.empty(self.shape, dtype=torch.float32, device=device)
         # In blocks, since a conversion goes through several arrays, some in float64.
-        for block in row_blocks(X.shape):
-            self._x[block] = units.to_internal(X[block])
+        self.survey = self._survey(self._x)
+
+    @property
+    def width(self):
+        """int : Numbers that indexing takes for a row."""
+        return self.shape[1]
 
     def __getitem__(self, index):
         return self._x[index]
@@ -46,44 +111,75 @@ class IntegerRows(_Rows):
     """Rows of unsigned integers kept on the device, in less memory than floats."""
 
     def __init__(self, X, units, device):
-        super().__init__(X, device, device)
+        super().__init__(X, units, device, device)
         x = as_tensor(X)
         self._dtype = x.dtype
         # Torch supports little for 16-bit unsigned integers; signed ones are as wide.
         width = {1: torch.uint8, 2: torch.int16}[X.itemsize]
         self._x = x.view(width).to(device)
-        self._to_internal = units.float32_map(device)
+        self._standardize = units.float32_map(device)
 
     def __getitem__(self, index):
-        return self._to_internal(self._x[index].view(self._dtype).to(torch.float32))
+        x = self._x[index].view(self._dtype).to(torch.float32)
+        return self.units.rotate(self._standardize(x))
 
 
 class HostRows(_Rows):
     """Rows left in the user's array, sent to the device when they are needed."""
 
     def __init__(self, X, units, device):
-        super().__init__(X, device, torch.device("cpu"))
-        self._X, self._units = X, units
+        super().__init__(X, units, device, torch.device("cpu"))
 
     def __getitem__(self, index):
-        x = self._units.to_internal(self._X[index.numpy()]).to(torch.float32)
+        x = self.units.to_internal(self.X[index.numpy()]).to(torch.float32)
         if self.device.type == "cuda":
             # So that the copy runs while the host prepares what comes next.
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)
 
 
+class NarrowRows(_Rows):
+    """Other rows, in the units of a model with fewer of the same axes."""
+
+    def __init__(self, rows, units):
+        super().__init__(rows.X, units, rows.device, rows.index_device)
+        self._all = rows
+        self.ratio = float(rows.units.scale[0] / units.scale[0])
+
+    @property
+    def all(self):
+        """Rows with all internal values that there are."""
+        return self._all
+
+    def __getitem__(self, index):
+        return self.all[index][:, : self.shape[1]] * self.ratio
+
+    def _survey(self):
+        if not self.units.rotates:
+            return super()._survey()
+        low, high, outside = self.all.survey
+        n = self.shape[1]
+        step, total = max(1, CONVERTED // self.all.width), outside.clone()
+        for index in torch.arange(len(self)).split(step):
+            rest = self.all[index.to(self.index_device)][:, n:]
+            total[index] += rest.square().sum(dim=1).cpu()
+        ratio = self.ratio
+        return Survey(low[:n] * ratio, high[:n] * ratio, total * ratio**2)
+
+
 def place_rows(X, units, device):
     """Keep the rows of an array where training on a device reads them fastest."""
     is_integer = X.dtype.kind == "u"
-    n_bytes = X.size * (X.itemsize if is_integer else 4)
+    n_bytes = 4 * len(X) * units.n_internal
+    if is_integer and n_bytes > X.nbytes:
+        # On the CPU they are already in place.
+        on_host = device.type == "cpu" or units.float32_map(device) is None
+        kind, n_bytes = (HostRows if on_host else IntegerRows), X.nbytes
+    else:
+        kind = ResidentRows
     if _is_mapped(X) or not fits(n_bytes, device):
-        return HostRows(X, units, device)
-    if not is_integer:
-        return ResidentRows(X, units, device)
-    # On the CPU they are already in place.
-    on_host = device.type == "cpu" or units.float32_map(device) is None
-    return (HostRows if on_host else IntegerRows)(X, units, device)
+        kind = HostRows
+    return kind(X, units, device)
 
 
 def _is_mapped(X):
@@ -122,6 +218,22 @@ class Selection(Dataset):
     def device(self):
         """torch.device : Where batches are."""
         return self.rows.device
+
+    @property
+    def order(self):
+        """tuple : Equal for selections of the same rows in the same order."""
+        return id(self.rows.all), id(self.index)
+
+    @cached_property
+    def outside(self):
+        """float : Mean squared norm of what rows have outside of the axes."""
+        if not self.rows.units.n_outside:
+            return 0.0
+        return float(self.rows.survey.outside[self.index.cpu()].mean())
+
+    def of(self, rows):
+        """The same of other rows for the same data; itself for its own."""
+        return self if rows is self.rows else Selection(rows, self.index)
 
     def some(self):
         """About a thousand evenly chosen rows, to examine a model by."""
@@ -178,7 +290,7 @@ class TrainingBatches:
         random = {"generator": self.generator, "device": rows.device}
         order = torch.randperm(len(index), **random)
         order = index[order.to(index.device)]
-        n_numbers = self.sizes[0] * rows.shape[1]
+        n_numbers = self.sizes[0] * rows.width
         step, start = max(1, limit(GATHERED, rows.device) // n_numbers), 0
         for i in range(0, len(self.sizes), step):
             sizes = self.sizes[i : i + step]

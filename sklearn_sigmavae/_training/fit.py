@@ -22,13 +22,14 @@ class TrainingSchedule:
     """How long to train, and how.
 
     With ``early_stopping`` the best held-out weights are kept; with ``reports`` the
-    fitted model has remarks.
+    fitted model has remarks. ``is_chunk`` says that there will be other rows.
     """
 
     epochs: int
     one_cycle: bool
     early_stopping: bool
     reports: bool = True
+    is_chunk: bool = False
 
     @classmethod
     def of_fit(cls, params):
@@ -38,7 +39,9 @@ class TrainingSchedule:
 
 
 # One epoch on all rows: what ``partial_fit`` does.
-ONE_EPOCH = TrainingSchedule(1, one_cycle=False, early_stopping=False, reports=False)
+ONE_EPOCH = TrainingSchedule(
+    1, one_cycle=False, early_stopping=False, reports=False, is_chunk=True
+)
 
 
 # Also under a caller's torch.no_grad() or torch.inference_mode(), and in forks.

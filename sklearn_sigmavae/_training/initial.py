@@ -1,19 +1,4 @@
-"""The model that training starts from: new, or that of an earlier fit.
-
-A new one starts at probabilistic PCA. With no nonlinear path, Gaussian noise of scale
-sigma and the objective's beta, the optimum is known [1]_. With lambda_i the eigenvalues
-of the covariance (divided by n), u_i its eigenvectors and tau = beta * sigma**2,
-component i is in use if lambda_i > tau; then
-
-    encoder mean      sqrt(lambda_i - tau) / lambda_i * u_i.(x - mean)
-    encoder variance  tau / lambda_i
-    decoder column    sqrt(lambda_i - tau) * u_i
-
-and otherwise it stays at the prior.
-
-.. [1] J. Lucas, G. Tucker, R. Grosse, M. Norouzi, "Don't Blame the ELBO! A Linear VAE
-   Perspective on Posterior Collapse", arXiv:1911.02469, 2019.
-"""
+"""The model that training starts from: new, at PCA, or that of an earlier fit."""
 
 import math
 import warnings
@@ -25,22 +10,37 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.decomposition import PCA
 
-from .._model.blocks import INITIAL, MIN_ROWS_PER_COMPONENT, row_blocks
+from .._model.blocks import row_blocks
 from .._model.build import build_networks, class_name, resolve_network
 from .._model.elbo import NegativeELBO
 from .._model.layout import Layout
-from .._model.settings import limited_threads, reproducible_weights, resolve_device
+from .._model.settings import reproducible_weights, resolve_device
 from .._model.units import Units
 from .._model.vae import VAE, LinearTails
 from .._validation import check_sigma
 from ..noise import resolve_noise, resolve_power
 from .data import Selection, place_rows
+from .pca import (
+    PrincipalAxes,
+    linear_tails,
+    linear_tau,
+    principal_axes,
+    rows_for_start,
+    start_at_pca,
+    widen,
+)
 
 # A learned scale stays above this fraction of the data's global scale: where the model
 # can fit every row the bound has no maximum.
 MIN_LEARNED_SCALE = 1e-3
+
+# Networks see the axes along which the variance exceeds this fraction of tau; a smaller
+# one if the scale is learned, since it may fall far below that of the linear model.
+HIDDEN_BELOW, HIDDEN_BELOW_LEARNED = 0.15, 0.01
+
+# A chunk with fewer rows does not show which directions the data has: all are kept.
+MIN_ROWS_PER_FEATURE = 2
 
 # Rows of this size, or one over it, are far from those of the first fit, whose size, in
 # internal units, is one. Of few rows the size may be small by chance.
@@ -50,96 +50,6 @@ FIRST_CHUNK = (
     "Start with a first chunk that is like all data: shuffled, of at least a few "
     "hundred rows, and not constant or quiet."
 )
-
-
-@dataclass(frozen=True, eq=False)
-class PrincipalAxes:
-    """Leading eigenpairs of the covariance of the data, in internal units.
-
-    Eigenvalues (n_components,) decrease; axes (n_components, n_features) are
-    orthonormal. There are ``n_axes`` in the data, and zeros follow. ``residual`` is the
-    sum of all other eigenvalues.
-    """
-
-    eigenvalues: np.ndarray
-    axes: np.ndarray
-    n_axes: int
-    residual: float
-
-    @classmethod
-    def of_data(cls, x, n_components, random_state):
-        """Principal axes of an array."""
-        n_axes = min(n_components, *x.shape)
-        # With constant data it divides zero by zero, in a ratio that is not used here.
-        with np.errstate(invalid="ignore"):
-            pca = PCA(n_axes, random_state=random_state).fit(x)
-        # scikit-learn divides by n - 1; the likelihood's optimum divides by n.
-        n, missing = len(x), (0, n_components - n_axes)
-        residual = pca.noise_variance_ * (min(x.shape) - n_axes) * (n - 1) / n
-        eigenvalues = np.pad(pca.explained_variance_ * (n - 1) / n, missing)
-        axes = np.pad(pca.components_, (missing, (0, 0)))
-        return cls(eigenvalues, axes, n_axes, float(residual))
-
-    def optimum(self, tau):
-        """Encoder weight, encoder log-variance and decoder weight at the optimum."""
-        eigenvalues = np.maximum(self.eigenvalues, np.finfo(np.float64).tiny)
-        amplitude = np.sqrt(np.maximum(eigenvalues - tau, 0.0))
-        encoder = (amplitude / eigenvalues)[:, None] * self.axes
-        log_var = np.log(tau / np.maximum(eigenvalues, tau))
-        return encoder, log_var, amplitude * self.axes.T
-
-    def noise_variance_mle(self, n_features, ratio):
-        """Maximum-likelihood noise variance of the linear model; 0 if unbounded.
-
-        With tau = ratio * noise variance and all axes in use the distortion is
-        ``n_axes * tau`` plus the residual, and at the maximum it equals
-        ``n_features * noise variance``.
-        """
-        free = n_features - ratio * self.n_axes
-        return self.residual / free if free > 0 else 0.0
-
-
-def linear_tau(noise, scale, beta):
-    """The tau of the linear optimum; for exponents other than 2 a good start.
-
-    It respects the equivalence of beta and sigma, if the noise has an exponent.
-    """
-    return beta ** (2 / (noise.exponent or 2.0)) * noise.variance_factor * scale**2
-
-
-def start_at_pca(vae, axes, noise, scale, beta, min_scale):
-    """Put the closed form into the linear paths of a VAE; return the noise's scale.
-
-    A scale of None stands for that of maximum likelihood, at least `min_scale`.
-    """
-    if scale is None:
-        ratio = linear_tau(noise, 1.0, beta) / noise.variance_factor
-        variance = axes.noise_variance_mle(vae.layout.n_features, ratio)
-        scale = max(min_scale, np.sqrt(variance / noise.variance_factor))
-    tau = linear_tau(noise, scale, beta)
-    if not (axes.eigenvalues > tau).any():
-        _warn_all_dead(axes.eigenvalues[0], tau, scale, beta, vae.units)
-    with torch.no_grad():
-        optimum = axes.optimum(tau)
-        for parameter, value in zip(_linear_parameters(vae), optimum, strict=True):
-            parameter.copy_(torch.from_numpy(value))
-        vae.encoder.linear.bias.zero_()
-        vae.decoder.linear.bias.zero_()
-    vae.encoder.zero_network()
-    vae.decoder.zero_network()
-    return float(scale)
-
-
-def move_along_pca(vae, axes, tau, new_tau):
-    """Move the linear paths of a VAE by what the closed form moves between two tau."""
-    old, new = axes.optimum(tau), axes.optimum(new_tau)
-    with torch.no_grad():
-        for parameter, a, b in zip(_linear_parameters(vae), old, new, strict=True):
-            parameter.add_(torch.from_numpy(b - a).to(vae.device, torch.float32))
-
-
-def _linear_parameters(vae):
-    return vae.encoder.linear.weight, vae.encoder.log_var, vae.decoder.linear.weight
 
 
 class Samples(NamedTuple):
@@ -156,9 +66,10 @@ class InitialModel:
     """A model before training, and the rows to train it on.
 
     ``params`` is the estimator, for its parameters. ``selection`` and ``held_out``, or
-    None, are parts of ``rows`` or rows of their own. ``axes`` are None unless the model
-    starts at PCA. ``tails`` are completed after training. ``is_far`` says that the rows
-    are far larger than those that fixed the units.
+    None, are parts of ``rows`` or rows of their own. ``tails`` are completed after
+    training. ``is_far`` says that the rows are far larger than those that fixed the
+    units. What others may share: ``units`` without axes, ``axes`` in these, None unless
+    the model starts at PCA, and the ``size`` that coordinates are divided by.
     """
 
     params: object
@@ -169,9 +80,28 @@ class InitialModel:
     rows: object
     selection: Selection
     held_out: Selection | None
-    axes: PrincipalAxes | None = None
     tails: LinearTails | None = None
     is_far: bool = False
+    units: Units | None = None
+    axes: PrincipalAxes | None = None
+    size: float = 1.0
+
+    def on(self, rows):
+        """The two selections, of other rows for the same data."""
+        held_out = self.held_out
+        if held_out is not None:
+            is_part = held_out.rows is self.rows
+            others = rows if is_part else held_out.rows.in_units(rows.units)
+            held_out = held_out.of(others)
+        return self.selection.of(rows), held_out
+
+
+def copy_weights(source, target):
+    """Put the weights of a VAE into one that sees more axes; zero for these."""
+    weights = source.state_dict()
+    for name, value in target.state_dict().items():
+        value.zero_()
+        value[tuple(map(slice, weights[name].shape))] = weights[name]
 
 
 def draw_seeds(random_state):
@@ -179,12 +109,13 @@ def draw_seeds(random_state):
     return tuple(random_state.randint(2**31 - 1, size=2).tolist())
 
 
-def initial_model(params, samples, seeds, schedule, like=None):
+def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
     """A new model.
 
-    It shares the units and rows of ``like``, another one for the same samples and
-    ratios of noise scales; with the same seeds also the axes, the random weights and
-    the held-out rows.
+    It shares the units, axes and rows of ``like``, another one for the same samples and
+    ratios of noise scales, whose noise hides no more; with the same seeds also the
+    held-out rows. ``on_path`` says that weights go from one to the other, so that both
+    need to see rows alike.
     """
     noise, learns_scale = _resolve_noise(params, samples)
     if params.init == "pca" and not params.linear_path:
@@ -195,37 +126,97 @@ def initial_model(params, samples, seeds, schedule, like=None):
     sigma, relative = relative_scales(params, samples)
     X, layout, k = samples.X, samples.layout, params.n_components
     if like is not None:
-        units, rows = like.vae.units, like.rows
+        units = like.units
+    elif noise.has_scale:
+        units = Units.of_data(X, relative)
     else:
         units = Units.identity(layout.n_features)
-        if noise.has_scale:
-            units = Units.of_data(X, relative)
-        rows = place_rows(X, units, resolve_device(params.device))
-    twin = like if like is not None and like.seeds == seeds else None
-    if twin is not None:
-        networks = deepcopy(twin.vae.networks)
-        selections = twin.selection, twin.held_out
-    else:
-        networks = make_networks(params, layout, seeds[0])
-        selections = _select(params, samples, units, rows, seeds, schedule)
     scale = None if sigma is None else units.common_scale(sigma)
-    vae = VAE(networks, units, layout, k).float()
-    axes = tails = None
+    standard, size, axes, tau, tails = units, 1.0, None, None, None
     if params.init == "pca" and noise.has_scale:
-        axes = principal_axes(X, units, k, seeds[0]) if twin is None else twin.axes
-        scale = start_at_pca(vae, axes, noise, scale, params.beta, MIN_LEARNED_SCALE)
-        tails = _linear_tails(vae, axes)
-    elif params.init == "pca":
-        # Noise without a scale has no closed form: all but the mean stays random.
-        mean = _rows_for_start(X, units, k, seeds[0]).mean(axis=0, dtype=np.float64)
-        location = torch.from_numpy(noise.location_of_mean(mean))
-        vae.decoder.linear.bias.data.copy_(location)
+        axes, is_complete, scale = _linear_start(params, X, units, noise, scale, like)
+        tau = linear_tau(noise, scale, params.beta)
+        is_short = len(X) < MIN_ROWS_PER_FEATURE * X.shape[1]
+        if is_complete and not (schedule.is_chunk and is_short):
+            n_axes = axes.count(_fraction_seen(params) * tau, k)
+            if on_path:
+                size, filter_ = like.size, like.vae.units.filter[:n_axes]
+            else:
+                size, filter_ = axes.size(n_axes), axes.filter(n_axes, tau)
+            units = units.along(axes.axes[:, :n_axes], filter_, size, noise)
+            # From a given sigma as a file would have it, to the last digit.
+            scale = scale / size if sigma is None else units.common_scale(sigma)
+            tau = linear_tau(noise, scale, params.beta)
     elif learns_scale:
         scale = 1.0
+    if like is not None:
+        rows = like.rows.in_units(units)
+    else:
+        device = resolve_device(params.device)
+        rows = place_rows(X, units, device)
+        if units.axes is not None and _varies_outside(rows, tau, params):
+            # The axes are of some of the rows, and those are not like all.
+            scale, size, units = scale * size, 1.0, standard
+            tau = linear_tau(noise, scale, params.beta)
+            rows = place_rows(X, units, device)
+    selections = _select(params, samples, rows, seeds, schedule, like)
+    is_twin = like is not None and like.seeds == seeds
+    if is_twin and like.vae.units.n_seen == units.n_seen:
+        networks = deepcopy(like.vae.networks)
+    else:
+        networks = make_networks(params, layout, seeds[0], units.axes)
+    vae = VAE(networks, units, layout, k).float()
+    if axes is not None:
+        inside = axes.divided_by(size)
+        if not inside.eigenvalues[0] > tau:
+            _warn_all_dead(inside.eigenvalues[0], tau, scale, params.beta, units)
+        start_at_pca(vae, inside, tau)
+        tails = linear_tails(vae, inside, rows)
+    elif params.init == "pca":
+        # Noise without a scale has no closed form: all but the mean stays random.
+        mean = rows_for_start(X, units, k).mean(axis=0, dtype=np.float64)
+        location = torch.from_numpy(noise.location_of_mean(mean))
+        vae.decoder.linear.bias.data.copy_(location)
     criterion = make_criterion(params, noise, scale, units)
     return InitialModel(
-        params, samples, seeds, vae, criterion, rows, *selections, axes, tails
+        params,
+        samples,
+        seeds,
+        vae,
+        criterion,
+        rows,
+        *selections,
+        tails=tails,
+        units=standard,
+        axes=axes,
+        size=size,
     )
+
+
+def _linear_start(params, X, units, noise, scale, like):
+    """Principal axes, and the scale of the noise that a model starts with."""
+
+    def scale_of_start(axes):
+        if scale is not None:
+            return scale
+        ratio = linear_tau(noise, 1.0, params.beta) / noise.variance_factor
+        variance = axes.noise_variance_mle(params.n_components, ratio)
+        lowest = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
+        return max(lowest, float(np.sqrt(variance / noise.variance_factor)))
+
+    def level(axes):
+        tau = linear_tau(noise, scale_of_start(axes), params.beta)
+        return _fraction_seen(params) * tau
+
+    if like is not None:
+        axes, is_complete = like.axes, like.vae.units.axes is not None
+    else:
+        axes, is_complete = principal_axes(X, units, params.n_components, level)
+    return axes, is_complete, scale_of_start(axes)
+
+
+def _fraction_seen(params):
+    return HIDDEN_BELOW_LEARNED if isinstance(params.sigma, str) else HIDDEN_BELOW
 
 
 def continued_model(params, samples, seeds, schedule, previous):
@@ -252,22 +243,37 @@ def continued_model(params, samples, seeds, schedule, previous):
                 "cannot change the ratios of sigma between features. Multiply all of "
                 "sigma by one number, or clone the estimator to start afresh."
             )
+    rows = place_rows(samples.X, units, resolve_device(params.device))
     tails, vae.tails = vae.tails, None
     if tails is not None:
-        _widen(tails, units, samples.X)
+        widen(tails, rows)
     is_far = _are_far(units, samples.X)
-    rows = place_rows(samples.X, units, resolve_device(params.device))
-    selections = _select(params, samples, units, rows, seeds, schedule)
+    selections = _select(params, samples, rows, seeds, schedule)
+    if vae.units.axes is not None and not is_far:
+        tau = linear_tau(noise, scale, params.beta)
+        if _varies_outside(rows, tau, params):
+            warnings.warn(
+                "These rows vary, by more than the noise allows, in directions that "
+                "the networks do not see: the first chunk or fit did not vary in them, "
+                "or its sigma hid them. The model takes what is there for noise. Clone "
+                f"the estimator to start afresh. {FIRST_CHUNK}",
+                stacklevel=2,
+            )
     criterion = make_criterion(params, noise, scale, units)
     return InitialModel(
-        params, samples, seeds, vae, criterion, rows, *selections, None, tails, is_far
+        params, samples, seeds, vae, criterion, rows, *selections, tails, is_far
     )
 
 
-def _select(params, samples, units, rows, seeds, schedule):
+def _select(params, samples, rows, seeds, schedule, like=None):
     """Rows to train on, and rows to hold out or None."""
+    if like is not None and like.seeds == seeds:
+        return like.on(rows)
     if samples.X_val is not None:
-        held_out = place_rows(samples.X_val, units, rows.device)
+        if like is None:
+            held_out = place_rows(samples.X_val, rows.units, rows.device)
+        else:
+            held_out = like.held_out.rows.in_units(rows.units)
         return Selection(rows), Selection(held_out)
     if not schedule.early_stopping:
         return Selection(rows), None
@@ -277,17 +283,21 @@ def _select(params, samples, units, rows, seeds, schedule):
 def make_criterion(params, noise, scale, units):
     """The loss of a model."""
     learns_scale = noise.has_scale and isinstance(params.sigma, str)
-    min_scale = MIN_LEARNED_SCALE if learns_scale else None
+    min_scale = None
+    if learns_scale:
+        min_scale = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
     return NegativeELBO(noise, params.beta, scale, units.log_volume, min_scale)
 
 
-def make_networks(params, layout, seed):
-    """New networks with the weights of a seed."""
+def make_networks(params, layout, seed, axes):
+    """New networks with the weights of a seed, that see coordinates along axes."""
     recipe = resolve_network(
         params.network, params.hidden_layer_sizes, params.activation
     )
     with reproducible_weights(seed):
-        return build_networks(recipe, layout, params.n_components, params.linear_path)
+        return build_networks(
+            recipe, layout, params.n_components, params.linear_path, axes
+        )
 
 
 def relative_scales(params, samples):
@@ -296,13 +306,6 @@ def relative_scales(params, samples):
     if isinstance(params.sigma, str) or not resolve_noise(params.noise).has_scale:
         return None, ones
     return check_sigma(params.sigma, samples.layout, samples.feature_names)
-
-
-@limited_threads(0, "cpu")
-def principal_axes(X, units, n_components, seed):
-    """Principal axes of rows in internal units."""
-    x = _rows_for_start(X, units, n_components, seed)
-    return PrincipalAxes.of_data(x, n_components, seed)
 
 
 def structure(params):
@@ -351,50 +354,21 @@ def _comparable(value):
     return class_name(value)
 
 
-def _rows_for_start(X, units, n_components, seed):
-    """All rows in internal units and float64, or random ones if they are too many."""
-    n_rows = max(INITIAL // X.shape[1], MIN_ROWS_PER_COMPONENT * n_components)
-    if n_rows >= len(X):
-        return units.to_internal(X).to(torch.float64).numpy()
-    index = np.random.RandomState(seed).choice(len(X), n_rows, replace=False)
-    # The error of the sample is larger than that of float32.
-    return units.to_internal(X[index]).to(torch.float32).numpy()
-
-
-def _linear_tails(vae, axes):
-    """Tails of a model that starts at PCA, before training; None if it is linear."""
-    if vae.encoder.network is None and vae.decoder.network is None:
-        return None
-    low, high = _edges(vae.units.low, vae.units.high)
-    # The norms of the prior's draws hardly exceed their root mean square by more.
-    limit = vae.n_components**0.5 + 3.0
-    values = axes.axes.T, axes.eigenvalues, 0.0, low, high, limit
-    return LinearTails(*(torch.tensor(v, dtype=torch.float32) for v in values))
-
-
-def _edges(low, high):
-    """A range, a little wider, so that no rounding puts what is in it beyond it."""
-    margin = 1e-3 * (high - low)
-    return low - margin, high + margin
-
-
-def _widen(tails, units, X):
-    """Widen the range of tails to that of other rows."""
-    extremes = np.stack([X.min(axis=0), X.max(axis=0)]).astype(np.float64)
-    low, high = map(
-        torch.from_numpy, _edges(*((extremes - units.offset) / units.scale))
-    )
-    tails.low = torch.minimum(tails.low, low.to(tails.low))
-    tails.high = torch.maximum(tails.high, high.to(tails.high))
+def _varies_outside(rows, tau, params):
+    """Whether rows vary outside of the axes by more than the axes' choice allows."""
+    n_outside = rows.X.shape[1] - rows.units.n_seen
+    allowed = _fraction_seen(params) * tau * n_outside
+    # Rounding is not variation.
+    return rows.survey.outside.mean() > 2 * allowed + 1e-9
 
 
 def _are_far(units, X):
     """Whether rows are far larger than those that fixed the units; warns if far."""
     squares = sum(
-        float(units.to_internal(X[block]).double().square().sum())
+        float(units.standardize(X[block]).double().square().sum())
         for block in row_blocks(X.shape)
     )
-    size = math.sqrt(squares / X.size)
+    size = math.sqrt(squares / (len(X) * units.n_seen))
     is_small = len(X) >= FEW_ROWS and size < 1 / FAR
     # A size may be infinite.
     if not (size > FAR or is_small):
@@ -408,7 +382,7 @@ def _are_far(units, X):
 
 
 def _warn_all_dead(eigenvalue, tau, scale, beta, units):
-    # Inside, the mean variance of a feature is one unless all are constant.
+    # Inside, the mean variance of a feature is about one unless all are constant.
     if eigenvalue < 1e-12:
         warnings.warn(
             "X is constant: no component has anything to encode.", stacklevel=2

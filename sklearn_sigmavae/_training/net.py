@@ -178,7 +178,7 @@ class VAENet(NeuralNet):
             return
         self._set_training(training)
         if training:
-            self.criterion_.begin_epoch(iterator.dataset.device)
+            self.criterion_.begin_epoch(iterator.dataset)
             if self.run.graph is not None:
                 self.run.graph.begin_epoch(iterator.sizes[0])
         if self.run.watches_batches:
@@ -235,7 +235,7 @@ class VAENet(NeuralNet):
         A row is its own target, and its reconstruction, for which the step takes
         another pass, the prediction.
         """
-        points = []
+        points, constant = [], self._constant(batches.dataset)
 
         def pairs():
             for x, eps in batches:
@@ -252,7 +252,7 @@ class VAENet(NeuralNet):
             with torch.no_grad():
                 y_pred = self.infer(batch[0])
             self.module_.train(training)
-            return {"loss": loss + self._constant, "y_pred": y_pred}
+            return {"loss": loss + constant, "y_pred": y_pred}
 
         return pairs(), step
 
@@ -289,16 +289,15 @@ class VAENet(NeuralNet):
         if recent:
             losses.append(torch.stack(recent))
         mean = np.average(torch.cat(losses).tolist(), axis=0, weights=sizes)
-        loss = mean + np.asarray(self._constant)
+        loss = mean + np.asarray(self._constant(batches.dataset))
         return loss if loss.ndim else float(loss)
 
-    @property
-    def _constant(self):
-        return self.criterion_.constant(self.module_)
+    def _constant(self, dataset):
+        return self.criterion_.constant(self.module_, dataset.outside)
 
     def learn_scale(self, selection):
         """Set the learned scale to the maximum-likelihood one over rows."""
-        self.criterion_.begin_epoch(selection.device)
+        self.criterion_.begin_epoch(selection)
         self._set_training(False)
         self.criterion_.train()
         with torch.no_grad(), matmul_precision(self.device):

@@ -14,13 +14,14 @@ from .._model.fitted import FittedModel
 from .._model.settings import matmul_precision
 from .._validation import as_scales
 from .data import EvaluationBatches, Selection
-from .initial import MIN_LEARNED_SCALE, linear_tau, structure
+from .initial import MIN_LEARNED_SCALE, structure
+from .pca import linear_tau
 
 
 def conclude(net, start, schedule):
     """``FittedModel`` of a trained net; ``DivergenceError`` if it has diverged."""
     vae, criterion, params = net.module_.eval(), net.criterion_, start.params
-    if criterion.learns_scale and criterion.scale < 1.01 * MIN_LEARNED_SCALE:
+    if criterion.learns_scale and criterion.scale < 1.01 * criterion.min_scale:
         warnings.warn(
             f"sigma='mle' reached its lower limit, {MIN_LEARNED_SCALE:g} of the data's "
             "scale: the likelihood grows without bound as sigma falls. Look for "
@@ -43,12 +44,17 @@ def conclude(net, start, schedule):
             tails.noise_variance = torch.full_like(tails.limit, tau)
             tails.limit = _largest_code(vae, rows, tails.limit)
             vae.tails = tails
+    sigma = _sigma_in_use(criterion, params, vae.units, start.samples.feature_names)
+    scale = criterion.scale
+    if criterion.learns_scale:
+        # As a file would have it, to the last digit.
+        scale = vae.units.common_scale(sigma)
     remarks = _remarks(net, start, schedule, end_loss, float(np.median(residuals)))
     return FittedModel(
         module=vae,
         noise=criterion.noise,
-        scale=criterion.scale,
-        sigma=_sigma_in_use(criterion, params, vae.units, start.samples.feature_names),
+        scale=scale,
+        sigma=sigma,
         structure=structure(params),
         history=net.history,
         n_iter=len(net.history),
@@ -181,7 +187,8 @@ def gather_remarks(remarks, n_fits):
 def _posteriors(vae, selection):
     """Rows, their posteriors, and points to evaluate these at, batch by batch."""
     batches = EvaluationBatches(selection, vae)
-    return [(x, vae.encode(x), eps) for x, eps in batches]
+    for x, eps in batches:
+        yield x, vae.encode(x), eps
 
 
 def _count_active(vae, selection):
@@ -197,15 +204,19 @@ def _count_active(vae, selection):
 
 @torch.no_grad()
 def _residuals(vae, noise, selection):
-    """Root mean square errors of each row, in internal units, and of all, in data's."""
-    of_rows, squares = [], []
-    for x, posterior, eps in _posteriors(vae, selection):
-        location = vae.decode(posterior.points(eps))
-        error = noise.mean(location.cpu().numpy()) - x.cpu().numpy()
+    """Root mean square errors of rows, standardized, and of all, in data's units."""
+    of_rows, squares, units = [], [], vae.units
+    relative = units.scale / units.mean_scale
+    X, index = selection.rows.X, selection.index.cpu()
+    for _, posterior, eps in _posteriors(vae, selection):
+        here, index = index[: len(posterior.mean)], index[len(posterior.mean) :]
+        location = vae.decode(posterior.points(eps)).cpu().numpy()
+        # What internal values do not hold is an error too.
+        x = units.standardize(X[here.numpy()]).numpy()
+        error = units.rotate_back(noise.mean(location)) - x
         of_rows.append(np.sqrt(np.square(error).mean(axis=(0, 2))))
-        relative = vae.units.scale / vae.units.mean_scale
         squares.append(np.square(error * relative).mean(axis=2))
-    error = vae.units.mean_scale * np.sqrt(np.concatenate(squares, axis=1).mean())
+    error = units.mean_scale * np.sqrt(np.concatenate(squares, axis=1).mean())
     return np.concatenate(of_rows), float(error)
 
 

@@ -17,10 +17,11 @@ import torch
 from sklearn.utils import check_random_state
 from skorch.history import History
 from torch import nn
+from torch.nn import functional as F
 
 from .._errors import divergence_error
 from .._model.blocks import EVALUATED_IN_STACK, STACKED
-from .._model.build import LinearPathDecoder, LinearPathEncoder
+from .._model.build import FixedLinear, LinearPathDecoder, LinearPathEncoder
 from .._model.elbo import NegativeELBO
 from .._model.layout import ImagesToRows, RowsToImages
 from .._model.settings import (
@@ -31,11 +32,13 @@ from .._model.settings import (
 )
 from .._model.vae import VAE
 from ..networks import ACTIVATIONS
+from ..noise import resolve_noise
 from .data import EvaluationBatches, Selection, TrainingBatches
 from .fit import make_net, threads_of_steps
 from .initial import draw_seeds, initial_model, make_networks, relative_scales
 from .net import VALIDATION_POINTS, VAENet
 from .outcome import conclude
+from .pca import linear_tau
 
 
 class NotStackableError(Exception):
@@ -58,21 +61,34 @@ def fit_stack(estimators, samples, schedule, callbacks=()):
     exception that ended its fit. ``NotStackableError`` if networks cannot be stacked.
     """
     models, starts, likes = {}, {}, {}
-    for i, (params, data) in enumerate(zip(estimators, samples, strict=True)):
+    # Those with the least noise first, since they see the most axes.
+    for i in sorted(range(len(samples)), key=lambda i: _tau(estimators[i])):
+        params, data = estimators[i], samples[i]
         try:
             seeds = draw_seeds(check_random_state(params.random_state))
             _, relative = relative_scales(params, data)
             key = id(data), relative.tobytes()
+            if isinstance(params.sigma, str):
+                # Which of them sees the most axes is not known yet.
+                key = *key, params.beta
             like = likes.get((*key, seeds), likes.get(key))
             starts[i] = initial_model(params, data, seeds, schedule, like)
             for each in (key, (*key, seeds)):
                 likes.setdefault(each, starts[i])
         except Exception as error:
             models[i] = error
+    starts = {i: starts[i] for i in sorted(starts)}
     if starts:
         trained = train_stack([*starts.values()], schedule, callbacks)
         models |= zip(starts, trained, strict=True)
     return [models[i] for i in range(len(estimators))]
+
+
+def _tau(params):
+    """The tau of the linear model's optimum, up to a factor that others share."""
+    noise, is_number = resolve_noise(params.noise), not isinstance(params.sigma, str)
+    scale = np.mean(params.sigma) if noise.has_scale and is_number else 1.0
+    return linear_tau(noise, scale, params.beta)
 
 
 def train_stack(starts, schedule, callbacks=()):
@@ -81,16 +97,10 @@ def train_stack(starts, schedule, callbacks=()):
     device = first.rows.device
     stack = VAEStack(vaes)
     criterion = NegativeELBOStack([start.criterion for start in starts])
-    # Members with the same rows in the same order share their batches.
-    choices = [start.selection for start in starts]
-    distinct = [choices.index(choice) for choice in dict.fromkeys(choices)]
-    members = [distinct.index(choices.index(choice)) for choice in choices]
-
-    def stacked(selections):
-        return SelectionStack([selections[i] for i in distinct], members)
-
-    training = stacked(choices)
-    held_out = first.held_out and stacked([start.held_out for start in starts])
+    training = SelectionStack([start.selection for start in starts])
+    held_out = first.held_out
+    if held_out is not None:
+        held_out = SelectionStack([start.held_out for start in starts])
     with (
         explain_out_of_memory(device, first.params.batch_size),
         threads_of_steps(starts),
@@ -102,14 +112,14 @@ def train_stack(starts, schedule, callbacks=()):
             StackNet,
             module=stack,
             criterion=criterion,
-            seed=tuple(starts[i].seeds[0] for i in distinct),
+            seed=tuple(starts[i].seeds[0] for i in training.distinct),
         )
         try:
             net.train(training, held_out)
         except ValueError as error:  # all have diverged
             return [error] * len(starts)
         if criterion.learns_scale:
-            net.learn_scale(stacked([Selection(start.rows) for start in starts]))
+            net.learn_scale(SelectionStack([Selection(start.rows) for start in starts]))
         stack.write_to(vaes)
         return [_member(net, i, start, schedule) for i, start in enumerate(starts)]
 
@@ -131,19 +141,44 @@ def _member(net, i, start, schedule):
 
 
 class SelectionStack:
-    """Selections of equal size, and for each member of a stack the index of its own."""
+    """Selections of equal size, one for each member of a stack.
 
-    def __init__(self, selections, members):
-        self.selections = selections
-        self.device = selections[0].device
-        self.members = torch.as_tensor(members, device=self.device)
+    Members with the same rows in the same order share batches, those of the one with
+    the most axes; ``distinct`` are the numbers of members, one for each of these. The
+    rows of a member with fewer axes are these times ``factors``, which are zero where
+    it has none, so that it trains as it would alone: its weights there are zero, and so
+    are their gradients.
+    """
+
+    def __init__(self, selections):
+        self.all, self.device = selections, selections[0].device
+        # From the narrowest to the widest, the last of which stays.
+        widest = {each.order: each for each in sorted(selections, key=_width)}
+        orders = [selection.order for selection in selections]
+        self.distinct = [orders.index(order) for order in dict.fromkeys(orders)]
+        members = [self.distinct.index(orders.index(order)) for order in orders]
+        self.members = torch.tensor(members, device=self.device)
+        self.selections = [widest[orders[i]] for i in self.distinct]
+        self.width, self.factors = max(map(_width, selections)), None
+        if any(each is not widest[each.order] for each in selections):
+            shape = len(selections), 1, self.width
+            factors = torch.zeros(shape, dtype=torch.float32)
+            for factor, each in zip(factors, selections, strict=True):
+                ratio = each.rows.ratio / widest[each.order].rows.ratio
+                factor[:, : _width(each)] = ratio
+            self.factors = factors.to(self.device)
 
     def __len__(self):
-        return len(self.selections[0])
+        return len(self.all[0])
+
+    @property
+    def outside(self):
+        """list of float : That of each; see :class:`Selection`."""
+        return [selection.outside for selection in self.all]
 
     def some(self):
         """About a thousand evenly chosen rows of each."""
-        return SelectionStack([each.some() for each in self.selections], self.members)
+        return SelectionStack([each.some() for each in self.all])
 
     def training_batches(self, batch_size, n_components, generators):
         """Shuffled batches, with a generator for each distinct selection."""
@@ -163,6 +198,19 @@ class SelectionStack:
             n_numbers = 2 * batches[0].n_pairs * len(self.members) * vae.width
             n_rows = max(1, EVALUATED_IN_STACK // n_numbers)
         return BatchStacks(self, batches, n_rows)
+
+    def spread(self, x):
+        """Rows of the distinct selections, a list, to those of all members."""
+        if len(x) == 1:
+            x = x[0].unsqueeze(0)
+        else:
+            padded = [F.pad(rows, (0, self.width - rows.shape[-1])) for rows in x]
+            x = torch.stack(padded)[self.members]
+        return x if self.factors is None else x * self.factors
+
+
+def _width(selection):
+    return selection.rows.shape[1]
 
 
 class BatchStacks:
@@ -185,13 +233,12 @@ class BatchStacks:
 
     def __iter__(self):
         for group in zip(*self.batches, strict=True):
-            if len(group) == 1:
-                x, eps = (tensor.unsqueeze(0) for tensor in group[0])
+            x, eps = zip(*group, strict=True)
+            x = self.dataset.spread(x)
+            if len(eps) == 1:
+                eps = eps[0].unsqueeze(0)
             else:
-                x, eps = (
-                    torch.stack(tensors)[self.dataset.members]
-                    for tensors in zip(*group, strict=True)
-                )
+                eps = torch.stack(eps)[self.dataset.members]
             n_rows = self.n_rows or x.shape[-2]
             yield from zip(x.split(n_rows, -2), eps.split(n_rows, -2), strict=True)
 
@@ -207,22 +254,25 @@ class NegativeELBOStack(NegativeELBO):
 
     def __init__(self, members):
         first = members[0]
-        super().__init__(first.noise, None, None, None, first.min_scale)
+        super().__init__(first.noise, None, None, None)
         self.members = nn.ModuleList(members)
-        del self.beta, self.scale
+        del self.beta, self.scale, self.min_scale
         # Buffers, since they must be where the stack is.
         self.register_buffer("beta", _float32([each.beta for each in members]))
         scales = [each.scale for each in members] if first.noise.has_scale else None
         self.register_buffer("scale", scales and _float32(scales))
+        lowest = [each.min_scale for each in members] if first.learns_scale else None
+        self.register_buffer("min_scale", lowest and _float32(lowest))
 
     @property
     def settings(self):
         """tuple : Numbers that the loss depends on; tensors are seen by captures."""
-        return (self.min_scale,)
+        return ()
 
-    def constant(self, vae):
+    def constant(self, vae, outside):
         """What :meth:`forward` leaves out of the losses, in nats."""
-        return np.array([member.constant(vae) for member in self.members])
+        pairs = zip(self.members, outside, strict=True)
+        return np.array([member.constant(vae, each) for member, each in pairs])
 
     def _set_scale(self, scale):
         self.scale.copy_(scale)
@@ -246,7 +296,7 @@ class LinearStack(nn.Module):
     def __init__(self, layers):
         super().__init__()
         # Transposed, as the products need it: neither gradients nor optimizer copy it.
-        weight = torch.stack([layer.weight.detach() for layer in layers])
+        weight = _padded([layer.weight.detach() for layer in layers])
         self.weight = nn.Parameter(weight.mT.contiguous())
         self.bias = _stacked([layer.bias for layer in layers])
 
@@ -256,6 +306,19 @@ class LinearStack(nn.Module):
         if self.bias is None:
             return torch.bmm(x, self.weight)
         return torch.baddbmm(self.bias, x, self.weight)
+
+
+class FixedLinearStack(nn.Module):
+    """Linear maps that are not trained, side by side."""
+
+    def __init__(self, maps):
+        super().__init__()
+        weight = _padded([each.weight for each in maps])
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, x):
+        """Images of (n_members or 1, n, n_in)."""
+        return torch.bmm(x.expand(len(self.weight), -1, -1), self.weight)
 
 
 class OnRowsOfAll(nn.Module):
@@ -284,12 +347,22 @@ def _stacked(parameters):
     """Vectors or numbers as a parameter that broadcasts over the rows of a member."""
     if parameters[0] is None:
         return None
-    stack = torch.stack([parameter.detach() for parameter in parameters])
+    stack = _padded([parameter.detach() for parameter in parameters])
     return nn.Parameter(stack.reshape(len(parameters), 1, -1))
+
+
+def _padded(tensors):
+    """Tensors, stacked, with zeros where one is smaller than others."""
+    shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    stack = tensors[0].new_zeros(len(tensors), *shape)
+    for padded, tensor in zip(stack, tensors, strict=True):
+        padded[tuple(map(slice, tensor.shape))] = tensor
+    return stack
 
 
 _STACKS = {
     nn.Linear: LinearStack,
+    FixedLinear: FixedLinearStack,
     **dict.fromkeys(
         (nn.Sequential, LinearPathEncoder, LinearPathDecoder), _stack_children
     ),
@@ -340,7 +413,7 @@ def limit_of_stack(estimator, layout):
         return "checkpoints are of one model", 1
     if not isinstance(estimator.optimizer, str):
         return "a custom optimizer may mix the members of a stack", 1
-    networks = make_networks(estimator, layout, seed=0)
+    networks = make_networks(estimator, layout, seed=0, axes=None)
     width = networks.width
     try:
         networks = nn.ModuleList(stack_networks([networks])[:2])
@@ -364,14 +437,22 @@ class VAEStack(VAE):
     """Several VAEs as one, for training; their units may differ."""
 
     def __init__(self, members):
-        first = members[0]
+        # Units with the most axes, since others are padded.
+        widest = max(members, key=lambda vae: vae.units.n_seen)
         networks = stack_networks([vae.networks for vae in members])
-        super().__init__(networks, first.units, first.layout, first.n_components)
+        super().__init__(networks, widest.units, widest.layout, widest.n_components)
+        self.width = max(vae.width for vae in members)
         self.n_members = len(members)
+        if self.axes is not None:
+            self.axes = _padded([vae.axes for vae in members])
+        if self.filter is not None:
+            self.filter = _padded([vae.filter for vae in members]).unsqueeze(1)
 
     def decode(self, z):
         """Locations for codes (n_members, ..., k), any dimensions in between."""
         location = self.decoder(z.flatten(1, -2)).to(z.dtype)
+        if self.axes is not None:
+            location = location @ self.axes.mT
         return location.unflatten(1, z.shape[1:-1])
 
     def write_to(self, members):
@@ -383,10 +464,17 @@ class VAEStack(VAE):
         for i, vae in enumerate(members):
             vae.load_state_dict(
                 {
-                    name: stacks[name][i].reshape(value.shape)
+                    name: _cropped(stacks[name][i], value.shape)
                     for name, value in vae.state_dict().items()
                 }
             )
+
+
+def _cropped(tensor, shape):
+    """The part of a padded tensor; see :func:`_padded`."""
+    # Vectors and numbers have a dimension for the rows.
+    tensor = tensor.reshape(tensor.shape[tensor.ndim - len(shape) :])
+    return tensor[tuple(map(slice, shape))]
 
 
 class StackNet(VAENet):

@@ -3,7 +3,8 @@
 Each is a saved model beside what it makes of some rows. Folders of earlier releases
 stay as they are: that their files load, to the same results, is the promise. (Of 0.1,
 the scores of "bernoulli" and "flat_images" were renewed, to higher ones, when
-log-variances above 0 got a bound.)
+log-variances above 0 got a bound.) Those of "format_2" were written before models had
+principal coordinates.
 """
 
 import sys
