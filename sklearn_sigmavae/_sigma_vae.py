@@ -38,6 +38,7 @@ from ._validation import (
 )
 from .networks import ACTIVATIONS
 from .noise import ANY_NOISE, NoiseModel
+from .priors import ANY_PRIOR, Prior
 
 _POSITIVE = Interval(Real, 0, None, closed="neither")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
@@ -93,6 +94,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     noise : {"gaussian", "laplace", "bernoulli"} or NoiseModel, default="gaussian"
         Distribution of the noise. "bernoulli" is the vanilla VAE for data in [0, 1]:
         it has no ``sigma``, and its scores compare only with each other.
+    prior : {"normal", "mixture"} or Prior, default="normal"
+        Distribution of the codes. "mixture" stands for
+        :class:`MixturePrior(n_components=10) <MixturePrior>`, which starts at a
+        Gaussian mixture and is trained with the networks: a better density of data with
+        clusters, or of any other shape than an ellipse.
     network : {"mlp", "conv"} or recipe, default="mlp"
         "mlp" stands for :class:`~sklearn_sigmavae.networks.MLP` with the two
         parameters below, "conv" for :class:`~sklearn_sigmavae.networks.Conv`, for
@@ -135,8 +141,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ``warm_start`` and ``partial_fit`` always run at a constant rate.
     batch_size : int, default=128
         Rows in a training batch; a single row left over joins the batch before.
-    max_iter : int, default=100
-        Number of epochs. ``0`` keeps the start.
+    max_iter : int or "auto", default="auto"
+        Number of epochs. ``0`` keeps the start; "auto" is as many as take 5000 steps,
+        but at least 20 and at most 200.
     early_stopping : bool, default=True
         Whether to hold out rows and keep the weights of the best held-out epoch, the
         start included, or train on all rows and keep the last weights.
@@ -267,6 +274,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "sigma": [_POSITIVE, "array-like", StrOptions({"mle"})],
         "beta": [_POSITIVE],
         "noise": ANY_NOISE,
+        "prior": ANY_PRIOR,
         "network": [StrOptions({"mlp", "conv"}), _RECIPE],
         "hidden_layer_sizes": ["array-like", COUNT],
         "activation": [StrOptions(set(ACTIVATIONS))],
@@ -278,7 +286,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "learning_rate": [_POSITIVE],
         "lr_schedule": [StrOptions({"one_cycle", "constant"})],
         "batch_size": [COUNT],
-        "max_iter": [COUNT_OR_ZERO],
+        "max_iter": [COUNT_OR_ZERO, StrOptions({"auto"})],
         "early_stopping": ["boolean"],
         "validation_fraction": [FRACTION],
         "n_iter_no_change": [COUNT],
@@ -299,6 +307,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         sigma=1.0,
         beta=1.0,
         noise="gaussian",
+        prior="normal",
         network="mlp",
         hidden_layer_sizes=(256, 256),
         activation="silu",
@@ -310,7 +319,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         learning_rate=2e-3,
         lr_schedule="one_cycle",
         batch_size=128,
-        max_iter=100,
+        max_iter="auto",
         early_stopping=True,
         validation_fraction=0.1,
         n_iter_no_change=10,
@@ -327,6 +336,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.sigma = sigma
         self.beta = beta
         self.noise = noise
+        self.prior = prior
         self.network = network
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -757,8 +767,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Returns
         -------
-        kl : ndarray of shape (n_samples, n_components)
-            Information of each component about each row, in nats.
+        kl : ndarray of shape (n_samples, n_components) or (n_samples,)
+            Information of each component about each row, in nats. With a prior other
+            than the normal it does not split into components: then that of all of them,
+            a mean over fixed points.
 
         Raises
         ------
@@ -774,7 +786,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         >>> (vae.kl_divergence(X).mean(axis=0) > 0.1).tolist()
         [True, True, False]
         """
-        return self._infer(lambda vae, x: vae.posterior(x).kl_divergence(), X)
+        check_is_fitted(self)
+        kl, n_points = elbo.kl_of_rows(self.module_.prior, self._n_features_out)
+        return self._infer(kl, X, n_points)
 
     @check_params({"X": "no_validation", "n_importance_samples": [COUNT, None]})
     def score_samples(self, X, *, n_importance_samples=None):
@@ -782,8 +796,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         It is the bound at ``beta=1``, whatever ``beta`` trained the model, so it
         compares across ``sigma`` and with ``PCA.score``. The expectation is taken over
-        fixed points, which is exact for a linear decoder with Gaussian noise and off by
-        about 0.01 nats otherwise.
+        fixed points, which is exact for a linear decoder with Gaussian noise and a
+        normal prior, and off by about 0.01 nats otherwise.
 
         Parameters
         ----------
@@ -899,7 +913,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         random_state = check_random_state(random_state)
-        Z = random_state.standard_normal((n_samples, self._n_features_out))
+        prior = self.module_.prior
+        Z = prior.sample(n_samples, self._n_features_out, random_state)
         return self._decode(Z, noise_from=random_state if add_noise else None)
 
     # Files
@@ -949,8 +964,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         _files.write_model(path, *_files.describe(self))
 
     @classmethod
-    @check_params({"network": [_RECIPE, None], "noise": [NoiseModel, None]})
-    def load(cls, path, *, device="auto", network=None, noise=None):
+    @check_params(
+        {
+            "network": [_RECIPE, None],
+            "noise": [NoiseModel, None],
+            "prior": [Prior, None],
+        }
+    )
+    def load(cls, path, *, device="auto", network=None, noise=None, prior=None):
         """Read a model that :meth:`save` wrote.
 
         Nothing in the file is executed, so it is safe to load files from strangers.
@@ -967,6 +988,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             The recipe, if it is a custom one: files name its class, but hold no code.
         noise : NoiseModel, default=None
             The noise model, if it is of a custom class.
+        prior : Prior, default=None
+            The prior, if it is of a custom class.
 
         Returns
         -------
@@ -977,7 +1000,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ------
         ModelFileError
             If the file is damaged, of another kind or of a later version, or needs a
-            `network` or `noise`.
+            `network`, `noise` or `prior`.
         OSError
             If there is no such file, or it cannot be read.
         ValueError, TypeError
@@ -986,7 +1009,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Warns
         -----
         UserWarning
-            If `network` or `noise` is of another class than the file names.
+            If `network`, `noise` or `prior` is of another class than the file names.
 
         Examples
         --------
@@ -1010,7 +1033,13 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         header, arrays = _files.read_model(path)
         with _files.explain_file(path):
             return _files.restore(
-                cls, header, arrays, device=device, network=network, noise=noise
+                cls,
+                header,
+                arrays,
+                device=device,
+                network=network,
+                noise=noise,
+                prior=prior,
             )
 
     def __reduce_ex__(self, protocol):
@@ -1066,7 +1095,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             vars(self).pop("_random_state", None)
             samples = self._check_samples(X, X_val, continues=continues)
             random_state = check_random_state(self.random_state)
-            schedule = TrainingSchedule.of_fit(self)
+            schedule = TrainingSchedule.of_fit(self, len(samples.X))
             self._train(samples, random_state, schedule, continues)
         return self
 

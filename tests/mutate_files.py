@@ -205,7 +205,9 @@ def main(path, n_files):
     watching, events = False, []
 
     def hook(event, args):
-        if watching and event.startswith(FORBIDDEN):
+        # The repr of an object without __init__ parses the signature of object's.
+        is_signature = args[:1] == (b"def foo(self, *args, **kwargs): pass",)
+        if watching and event.startswith(FORBIDDEN) and not is_signature:
             events.append((event, str(args)[:200]))
 
     sys.addaudithook(hook)

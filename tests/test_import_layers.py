@@ -17,6 +17,7 @@ LAYERS = [
     {"_denoise", "_files"},
     {"_validation"},
     {"_model"},
+    {"priors"},
     {"networks", "noise"},
     {"_errors", "_version"},
 ]

@@ -4,7 +4,7 @@ import pytest
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sklearn_sigmavae import SigmaVAE
+from sklearn_sigmavae import MixturePrior, SigmaVAE
 
 # Data of the checks is often constant or small beside sigma=1, and has fewer columns
 # than there are components; the warnings that say so are tested where they belong.
@@ -20,7 +20,13 @@ pytestmark = [
 ]
 
 WIDE = {"hidden_layer_sizes": (512, 512)}
-VARIANTS = [{"noise": "laplace"}, {"sigma": "mle"}, {"init": "random"}, WIDE]
+VARIANTS = [
+    {"noise": "laplace"},
+    {"sigma": "mle"},
+    {"init": "random"},
+    {"prior": MixturePrior(2)},
+    WIDE,
+]
 
 # The checks are of contracts, which few epochs of a small network keep or break.
 QUICK = {"hidden_layer_sizes": (8,), "max_iter": 1}

@@ -84,7 +84,9 @@ def fitted_together(vaes, data=DATA, members=MEMBERS, callbacks=()):
     for vae, (_, fold) in zip(vaes, members, strict=True):
         checked = vae._check_samples(*data[fold])
         samples.append(shared.setdefault(fold, checked))
-    models = fit_stack(vaes, samples, TrainingSchedule.of_fit(vaes[0]), callbacks)
+    models = fit_stack(
+        vaes, samples, TrainingSchedule.of_fit(vaes[0], len(samples[0].X)), callbacks
+    )
     for vae, model in zip(vaes, models, strict=True):
         if not isinstance(model, Exception):
             vae._adopt(model)

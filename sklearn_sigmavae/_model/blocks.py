@@ -32,6 +32,9 @@ EVALUATED_IN_STACK = 2**18
 # for the start at least MIN_ROWS_PER_COMPONENT for each component.
 INITIAL, MIN_ROWS_PER_COMPONENT = 2**23, 8
 
+# Rows that a prior is fitted to.
+CODES = 10_000
+
 # Principal axes of the networks, but at least one for each component.
 AXES = 2**25
 

@@ -19,8 +19,9 @@ def elbo_terms(vae, noise, x, eps, scale):
     which q(z|x) is evaluated. Everything is in internal units.
     """
     posterior = vae.encode(x)
-    location = vae.decode(posterior.points(eps))
-    return noise.log_prob(x, location, scale), posterior.kl_divergence().sum(-1)
+    z = posterior.points(eps)
+    kl = vae.prior.kl_divergence(posterior, z)
+    return noise.log_prob(x, vae.decode(z), scale), kl
 
 
 def energy_outside(noise, squares, scale):
@@ -92,6 +93,24 @@ def bound_of_rows(noise, scale, n_components, n_importance_samples):
     return bound, len(points)
 
 
+def kl_of_rows(prior, n_components):
+    """Function from a module and standardized rows to KL divergences; number of points.
+
+    They are (n, k) if the prior factorizes, else (n,).
+    """
+    if prior.factorizes:
+        return lambda vae, x: prior.of_components(vae.posterior(x)), 1
+    points = integration_points(n_components)
+
+    def kl(vae, x):
+        posterior = vae.posterior(x)
+        eps = torch.as_tensor(points, dtype=x.dtype, device=x.device)
+        z = posterior.points(eps.unsqueeze(1))
+        return vae.prior.kl_divergence(posterior, z)
+
+    return kl, len(points)
+
+
 def importance_weighted_bound(vae, noise, x, points, n_samples, scale):
     """Bound (n,) from importance samples, tighter than the ELBO, in nats.
 
@@ -103,8 +122,10 @@ def importance_weighted_bound(vae, noise, x, points, n_samples, scale):
     sign = torch.where(posterior.mean < 0, -1.0, 1.0).to(x.dtype)
     eps = points.unsqueeze(1) * sign
     z = posterior.points(eps)
-    log_joint = noise.log_prob(x, vae.decode(z), scale) - 0.5 * (z * z).sum(-1)
-    log_weights = log_joint + 0.5 * (eps * eps + posterior.log_var).sum(-1)
+    log_joint = noise.log_prob(x, vae.decode(z), scale) + vae.prior.log_prob(z)
+    # The entropy is that of the points (eps * eps).sum(-1) = k.
+    squares = 0.5 * (eps * eps - 1).sum(-1)
+    log_weights = log_joint + posterior.entropy() + squares
     groups = log_weights.reshape(-1, n_samples, len(x))
     return (groups.logsumexp(dim=1) - math.log(n_samples)).mean(dim=0)
 
@@ -141,13 +162,13 @@ class NegativeELBO(nn.Module):
         (not the normalizer of a learned scale, which changes from batch to batch).
         """
         posterior = vae.encode(x)
-        mean, log_var, std = posterior.mean, posterior.log_var, posterior.std
-        n_rows = mean.shape[-2]
-        has_points = eps.ndim > mean.ndim
-        center, spread, first = mean, std, -2
+        center, spread, first = posterior.mean, posterior.std, -2
+        n_rows = center.shape[-2]
+        has_points = eps.ndim > center.ndim
         if has_points:
-            center, spread, first = mean.unsqueeze(-3), std.unsqueeze(-3), -3
-        location = vae.decode(torch.addcmul(center, spread, eps))
+            center, spread, first = center.unsqueeze(-3), spread.unsqueeze(-3), -3
+        z = torch.addcmul(center, spread, eps)
+        location = vae.decode(z)
         n_draws = location.shape[first:-1].numel()  # rows times points
         if has_points:
             x = x.unsqueeze(-3).expand(*x.shape[:-2], *location.shape[-3:])
@@ -157,9 +178,9 @@ class NegativeELBO(nn.Module):
         if is_learning:
             scale = self._batch_scale(vae, x, location, n_rows)
         energy = self.noise.energy(x, location, self._for_rows(scale))
-        squares = torch.addcmul(torch.addcmul(-log_var, mean, mean), std, std)
         weight = 0.5 * self.beta * (n_draws / n_rows)
-        loss = _add_weighted(energy, squares.sum((-2, -1)), weight) * (1 / n_draws)
+        kl = vae.prior.doubled_kl(posterior, z)
+        loss = _add_weighted(energy, kl, weight) * (1 / n_draws)
         if is_learning:
             loss = loss + vae.layout.n_features * self.noise.log_normalizer(scale)
             if self.has_outside:
@@ -177,7 +198,8 @@ class NegativeELBO(nn.Module):
 
         ``outside`` is the mean squared norm of what rows have outside of the axes.
         """
-        constant = self.log_volume - 0.5 * self.beta * vae.n_components
+        kl = 0.5 * vae.prior.constant(vae.n_components)
+        constant = self.log_volume + self.beta * kl
         if not (self.training and self.learns_scale):
             log_normalizer = self.noise.log_normalizer(self.scale)
             constant = constant + vae.layout.n_features * log_normalizer

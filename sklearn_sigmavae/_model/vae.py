@@ -1,5 +1,6 @@
 """The torch module: encode, decode, and what carries both beyond the training data."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,7 +21,7 @@ class Posterior:
         # So that it unpacks.
         return iter((self.mean, self.log_var))
 
-    @property
+    @cached_property
     def std(self):
         """torch.Tensor : Standard deviations."""
         return torch.exp(0.5 * self.log_var)
@@ -29,10 +30,9 @@ class Posterior:
         """Codes for standard normal points of shape (..., n or 1, k)."""
         return self.mean + self.std * eps
 
-    def kl_divergence(self):
-        """KL divergence from the standard normal prior, nats per row and component."""
-        mean, log_var = self.mean, self.log_var
-        return 0.5 * (mean * mean + log_var.exp() - 1 - log_var)
+    def entropy(self):
+        """Differential entropy (n,), in nats."""
+        return 0.5 * (self.log_var + (1 + math.log(2 * math.pi))).sum(-1)
 
     def where(self, mask, other):
         """Itself for rows where `mask` is true, elsewhere another."""
@@ -105,17 +105,18 @@ class LinearTails(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder with the units they work in, and the layout of samples.
+    """Encoder, decoder and prior, the units they work in, and the layout of samples.
 
     Rows and locations are internal values of the units; where these are features, and
     the units have axes, the networks see coordinates along them. The encoder's are
     filtered. ``tails`` carry the model on beyond the training data, once it is trained.
     """
 
-    def __init__(self, networks, units, layout, n_components):
+    def __init__(self, networks, prior, units, layout, n_components):
         super().__init__()
         for name, value in networks._asdict().items():
             setattr(self, name, value)
+        self.prior = prior
         self.units, self.layout, self.n_components = units, layout, n_components
         self.tails = None
         goes_through_axes = units.axes is not None and not units.rotates
@@ -136,14 +137,17 @@ class VAE(nn.Module):
         if not self.units.rotates:
             return self
         units = replace(self.units, rotates=False)
-        vae = VAE(self.networks, units, self.layout, self.n_components)
+        vae = VAE(self.networks, self.prior, units, self.layout, self.n_components)
         vae.tails = self.tails
         return vae.to(self.device).train(self.training)
 
+    def coordinates(self, x):
+        """What networks see of rows."""
+        return x if self.axes is None else x @ self.axes
+
     def encode(self, x):
         """Posterior q(z|x) of rows."""
-        if self.axes is not None:
-            x = x @ self.axes
+        x = self.coordinates(x)
         moved = None
         if self.tails is not None:
             x, moved = self.tails.split_rows(x)

@@ -126,8 +126,9 @@ class LatentSpaceDisplay:
         if y is not None:
             y = _check_y(y)
             check_consistent_length(X, y)
-        codes = np.asarray(estimator.transform(X))
-        nats = estimator.kl_divergence(X).mean(axis=0)
+        codes, std = estimator.posterior(X)
+        # From the standard normal, whatever the prior is: others do not split.
+        nats = 0.5 * (codes**2 + std**2 - 1 - 2 * np.log(std)).mean(axis=0)
         if components is None:
             components = np.argsort(-nats, kind="stable")[:8]
         components = _check_components(components, len(nats))

@@ -27,7 +27,7 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted
 
 from .._sigma_vae import SigmaVAE
 from .._training.callbacks import ProgressCallback
-from .._training.fit import TrainingSchedule
+from .._training.fit import TrainingSchedule, count_epochs
 from .._training.outcome import gather_remarks
 from .._training.stack import fit_stack, limit_of_stack
 from .._validation import as_samples, check_sigma, check_splits
@@ -401,10 +401,10 @@ def _check_samples(estimator, X, *, X_val=None):
 def _train(fits, samples, base, bar):
     """Models, or errors; from smaller stacks where memory is short."""
     estimators = [_candidate(base, fit.params) for fit in fits]
-    schedule = TrainingSchedule.of_fit(estimators[0])
     callbacks = [] if bar is None else [ProgressCallback(bar, len(fits))]
     try:
         data = [samples(fit.split) for fit in fits]
+        schedule = TrainingSchedule.of_fit(estimators[0], len(data[0].X))
         return fit_stack(estimators, data, schedule, callbacks)
     except Exception as error:
         if not isinstance(error, MemoryError) or len(fits) == 1:
@@ -443,7 +443,7 @@ def _cut(base, candidates, layouts, splits, n_jobs):
         for i, params in enumerate(candidates):
             groups[_group(params, len(train))].append(Fit(i, split, params))
     chunks, reasons = [], []
-    for fits in groups.values():
+    for (*_, n_train), fits in groups.items():
         estimator = _candidate(base, fits[0].params)
         reason, size = limit_of_stack(estimator, layouts[fits[0].candidate])
         if reason and reason not in reasons:
@@ -453,7 +453,7 @@ def _cut(base, candidates, layouts, splits, n_jobs):
         size = math.ceil(len(fits) / math.ceil(len(fits) / size))
         for start in range(0, len(fits), size):
             part = fits[start : start + size]
-            n_epochs = len(part) * int(estimator.max_iter)
+            n_epochs = len(part) * count_epochs(estimator, n_train)
             chunks.append(Chunk(part, not reason, n_epochs))
     return chunks, reasons
 

@@ -434,7 +434,8 @@ def _follow(estimator, data, shown, sigmas, bar):
             # In float32, which is twice as fast.
             vae, supports_float64 = result.module, result.module.supports_float64
             vae.supports_float64 = False
-            kl = model.kl_divergence(rows).sum(axis=1, dtype=np.float64).mean()
+            kl = model.kl_divergence(rows).astype(np.float64).reshape(len(rows), -1)
+            kl = kl.sum(axis=1).mean()
             found[-1].append((kl, model.score(rows)))
             vae.supports_float64 = supports_float64
         kept.append(models[0])
@@ -460,7 +461,8 @@ def _start(model, samples, previous, seed, schedule, like):
     if start.axes is not None:
         criteria = previous.criterion, start.criterion
         taus = (linear_tau(each.noise, each.scale, each.beta) for each in criteria)
-        move_along_pca(start.vae, start.axes.divided_by(start.size), *taus)
+        axes = start.axes.divided_by(start.size)
+        move_along_pca(start.vae, axes, *taus, start.fitted_codes)
     return start
 
 

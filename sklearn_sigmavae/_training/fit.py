@@ -1,5 +1,6 @@
 """From an estimator's parameters and validated data to a fitted model."""
 
+import math
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -15,6 +16,18 @@ from .initial import FIRST_CHUNK, continued_model, draw_seeds, initial_model
 from .net import VAENet
 from .optimizers import check_callbacks, resolve_optimizer
 from .outcome import conclude
+
+# Steps of a fit with ``max_iter="auto"``, and bounds of its epochs: few rows are soon
+# overfitted, and many deserve to be seen several times.
+STEPS, MIN_EPOCHS, MAX_EPOCHS = 5_000, 20, 200
+
+
+def count_epochs(params, n_rows):
+    """Epochs that an estimator's ``max_iter`` stands for."""
+    if not isinstance(params.max_iter, str):
+        return int(params.max_iter)
+    n_epochs = math.ceil(STEPS * int(params.batch_size) / n_rows)
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, n_epochs))
 
 
 @dataclass(frozen=True)
@@ -32,10 +45,10 @@ class TrainingSchedule:
     is_chunk: bool = False
 
     @classmethod
-    def of_fit(cls, params):
-        """What an estimator's ``fit`` does."""
+    def of_fit(cls, params, n_rows):
+        """What an estimator's ``fit`` to some rows does."""
         one_cycle = params.lr_schedule == "one_cycle" and not params.warm_start
-        return cls(int(params.max_iter), one_cycle, params.early_stopping)
+        return cls(count_epochs(params, n_rows), one_cycle, params.early_stopping)
 
 
 # One epoch on all rows: what ``partial_fit`` does.

@@ -15,19 +15,23 @@ from .._model.blocks import row_blocks
 from .._model.build import build_networks, class_name, resolve_network
 from .._model.elbo import NegativeELBO
 from .._model.layout import Layout
+from .._model.prior import build_prior
 from .._model.settings import reproducible_weights, resolve_device
 from .._model.units import Units
 from .._model.vae import VAE, LinearTails
 from .._validation import check_sigma
 from ..noise import resolve_noise, resolve_power
+from ..priors import resolve_prior
 from .data import Selection, place_rows
 from .pca import (
     PrincipalAxes,
+    fit_prior,
     linear_tails,
     linear_tau,
     principal_axes,
     rows_for_start,
     start_at_pca,
+    start_prior,
     widen,
 )
 
@@ -69,7 +73,8 @@ class InitialModel:
     None, are parts of ``rows`` or rows of their own. ``tails`` are completed after
     training. ``is_far`` says that the rows are far larger than those that fixed the
     units. What others may share: ``units`` without axes, ``axes`` in these, None unless
-    the model starts at PCA, and the ``size`` that coordinates are divided by.
+    the model starts at PCA, the ``size`` that coordinates are divided by, and what the
+    prior has ``fitted_codes`` to.
     """
 
     params: object
@@ -85,6 +90,7 @@ class InitialModel:
     units: Units | None = None
     axes: PrincipalAxes | None = None
     size: float = 1.0
+    fitted_codes: object = None
 
     def on(self, rows):
         """The two selections, of other rows for the same data."""
@@ -165,13 +171,20 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         networks = deepcopy(like.vae.networks)
     else:
         networks = make_networks(params, layout, seeds[0], units.axes)
-    vae = VAE(networks, units, layout, k).float()
+    recipe, fitted_codes = clone(resolve_prior(params.prior)), None
+    prior = build_prior(recipe, recipe.parameters(k))
+    vae = VAE(networks, prior, units, layout, k).float()
     if axes is not None:
         inside = axes.divided_by(size)
         if not inside.eigenvalues[0] > tau:
             _warn_all_dead(inside.eigenvalues[0], tau, scale, params.beta, units)
         start_at_pca(vae, inside, tau)
         tails = linear_tails(vae, inside, rows)
+        if is_twin:
+            fitted_codes = like.fitted_codes
+        else:
+            fitted_codes = fit_prior(vae, inside, selections[0], seeds[0])
+        start_prior(vae, inside, tau, fitted_codes)
     elif params.init == "pca":
         # Noise without a scale has no closed form: all but the mean stays random.
         mean = rows_for_start(X, units, k).mean(axis=0, dtype=np.float64)
@@ -190,6 +203,7 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         units=standard,
         axes=axes,
         size=size,
+        fitted_codes=fitted_codes,
     )
 
 
@@ -311,7 +325,7 @@ def relative_scales(params, samples):
 def structure(params):
     """Values, or types, of the parameters that a fit which continues cannot change."""
     names = {"n_components", "noise", "network", "hidden_layer_sizes", "activation"}
-    names |= {"linear_path", "image_shape", "channels_first"}
+    names |= {"linear_path", "image_shape", "channels_first", "prior"}
     return {
         name: _comparable(value)
         for name, value in params.get_params(deep=True).items()

@@ -119,6 +119,8 @@ def _remarks(net, start, schedule, end_loss, residual):
             "the linear model, PCA at this sigma",
             "the weights that it began with",
         )
+        if not net.module_.prior.factorizes:
+            pca = "the linear model with this prior"
         origin = given if start.axes is None else pca
         yield Remark(
             ConvergenceWarning,
@@ -192,14 +194,18 @@ def _posteriors(vae, selection):
 
 
 def _count_active(vae, selection):
-    kl = [posterior.kl_divergence() for _, posterior, _ in _posteriors(vae, selection)]
-    kl = torch.cat(kl).mean(dim=0)
-    if not all(tensor.isfinite().all() for tensor in (kl, *vae.parameters())):
+    """Components whose posterior means vary; KL divergences need not split."""
+    found = [posterior.stack() for _, posterior, _ in _posteriors(vae, selection)]
+    mean, log_var = torch.cat(found).unbind(1)
+    spread, width = mean.var(dim=0, correction=0), log_var.exp().mean(dim=0)
+    ratio = spread / (spread + width)
+    if not all(tensor.isfinite().all() for tensor in (ratio, *vae.parameters())):
         raise DivergenceError(
             "Training diverged: the weights are no longer finite. Lower learning_rate, "
             "or raise sigma or batch_size."
         )
-    return int((kl > 0.01).sum())
+    # The optimal linear model has a KL divergence of 0.01 nats there.
+    return int((ratio > 0.02).sum())
 
 
 @torch.no_grad()

@@ -23,7 +23,13 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 
-from .._model.blocks import AXES, INITIAL, MIN_ROWS_PER_COMPONENT
+from .._model.blocks import (
+    AXES,
+    CODES,
+    CONVERTED,
+    INITIAL,
+    MIN_ROWS_PER_COMPONENT,
+)
 from .._model.settings import limited_threads
 from .._model.vae import LinearTails
 
@@ -57,6 +63,11 @@ class PrincipalAxes:
         axes, triangle = np.linalg.qr(pca.components_.T.astype(np.float64))
         axes *= np.where(np.diag(triangle) < 0, -1.0, 1.0)
         return cls(pca.explained_variance_ * ratio, axes, float(residual))
+
+    @property
+    def unit(self):
+        """float : Largest standard deviation along any direction; 1 if it is zero."""
+        return float(np.sqrt(self.eigenvalues[0])) or 1.0
 
     def total(self, first=0):
         """Sum of the eigenvalues but for the first ones."""
@@ -103,16 +114,20 @@ class PrincipalAxes:
         eigenvalues = self.eigenvalues[:k]
         return np.pad(eigenvalues, (0, k - len(eigenvalues)))
 
+    def optimal_codes(self, k, tau):
+        """Codes per unit of their coordinate, the reverse, and posterior variances."""
+        eigenvalues = np.maximum(self.of_codes(k), np.finfo(np.float64).tiny)
+        amplitude = np.sqrt(np.maximum(eigenvalues - tau, 0.0))
+        return amplitude / eigenvalues, amplitude, tau / np.maximum(eigenvalues, tau)
+
     def optimum(self, vae, tau):
         """Encoder weight, encoder log-variance and decoder weight at the optimum."""
-        found, axes = self.of_codes(vae.n_components), self.seen(vae)
-        eigenvalues = np.maximum(found, np.finfo(np.float64).tiny)
-        amplitude = np.sqrt(np.maximum(eigenvalues - tau, 0.0))
-        encoder = (amplitude / eigenvalues)[:, None] * axes
+        gain, amplitude, variance = self.optimal_codes(vae.n_components, tau)
+        axes = self.seen(vae)
+        encoder = gain[:, None] * axes
         if vae.units.filter is not None:
             encoder /= vae.units.filter
-        log_var = np.log(tau / np.maximum(eigenvalues, tau))
-        return encoder, log_var, amplitude * axes.T
+        return encoder, np.log(variance), amplitude * axes.T
 
     def noise_variance_mle(self, k, ratio):
         """Maximum-likelihood noise variance of the linear model; 0 if unbounded.
@@ -146,16 +161,55 @@ def start_at_pca(vae, axes, tau):
     vae.decoder.zero_network()
 
 
-def move_along_pca(vae, axes, tau, new_tau):
-    """Move the linear paths of a VAE by what the closed form moves between two tau."""
+def move_along_pca(vae, axes, tau, new_tau, fitted):
+    """Move linear paths and prior of a VAE by what the start moves between two tau."""
     old, new = axes.optimum(vae, tau), axes.optimum(vae, new_tau)
     with torch.no_grad():
         for parameter, a, b in zip(_linear_parameters(vae), old, new, strict=True):
             parameter.add_(torch.from_numpy(b - a).to(vae.device, torch.float32))
+        old, new = (_prior_start(vae, axes, each, fitted) for each in (tau, new_tau))
+        for name, parameter in vae.prior.named_values().items():
+            parameter.add_((new[name] - old[name]).to(parameter))
 
 
 def _linear_parameters(vae):
     return vae.encoder.linear.weight, vae.encoder.log_var, vae.decoder.linear.weight
+
+
+@limited_threads(0, "cpu")
+def fit_prior(vae, axes, selection, seed):
+    """What the prior has to know of the principal coordinates of rows.
+
+    They are in units of the largest standard deviation, so that models with other
+    scales of the noise can share it.
+    """
+    if not vae.prior.named_values():
+        return None
+    random_state = np.random.RandomState(seed)
+    order = torch.from_numpy(random_state.permutation(len(selection))[:CODES])
+    index = selection.index[order.to(selection.index.device)]
+    step = max(1, CONVERTED // selection.rows.width)
+    rows = (selection.rows[part].cpu() for part in index.split(step))
+    seen = torch.cat([vae.coordinates(x) for x in rows]).double().numpy()
+    codes = seen @ axes.seen(vae).T
+    return vae.prior.recipe.fit_codes(codes / axes.unit, random_state)
+
+
+def start_prior(vae, axes, tau, fitted):
+    """Start the prior at what it was fitted to."""
+    with torch.no_grad():
+        start = _prior_start(vae, axes, tau, fitted)
+        for name, parameter in vae.prior.named_values().items():
+            parameter.copy_(start[name])
+
+
+def _prior_start(vae, axes, tau, fitted):
+    recipe, k = vae.prior.recipe, vae.n_components
+    gain, _, variance = axes.optimal_codes(k, tau)
+    # Where the noise hides everything, all codes are the same.
+    if fitted is None or not gain.any():
+        return recipe.parameters(k)
+    return recipe.start(fitted, gain * axes.unit, variance)
 
 
 @limited_threads(0, "cpu")

@@ -24,6 +24,7 @@ from .._model.blocks import EVALUATED_IN_STACK, STACKED
 from .._model.build import FixedLinear, LinearPathDecoder, LinearPathEncoder
 from .._model.elbo import NegativeELBO
 from .._model.layout import ImagesToRows, RowsToImages
+from .._model.prior import Density, build_prior
 from .._model.settings import (
     DATA_FRACTION,
     explain_out_of_memory,
@@ -33,6 +34,7 @@ from .._model.settings import (
 from .._model.vae import VAE
 from ..networks import ACTIVATIONS
 from ..noise import resolve_noise
+from ..priors import resolve_prior
 from .data import EvaluationBatches, Selection, TrainingBatches
 from .fit import make_net, threads_of_steps
 from .initial import draw_seeds, initial_model, make_networks, relative_scales
@@ -404,6 +406,34 @@ def stack_networks(members):
     return members[0]._replace(encoder=encoder, decoder=decoder, supports_float64=False)
 
 
+class DensityStack(Density):
+    """Priors side by side, with one recipe."""
+
+    def log_prob(self, z):
+        """Log-densities of codes (n_members, ..., k)."""
+        return torch.func.vmap(lambda z, values: self.recipe.log_prob(z, **values))(
+            z, self.named_values()
+        )
+
+
+def stack_priors(members, n_components):
+    """A module for several priors of one recipe."""
+    first = members[0]
+    if not first.named_values():
+        return first
+    values = {
+        name: torch.stack([member.named_values()[name].detach() for member in members])
+        for name in first.named_values()
+    }
+    stack = DensityStack(first.recipe, values)
+    try:
+        shape = len(members), 2, n_components
+        stack.log_prob(torch.zeros(shape, dtype=torch.float32))
+    except Exception as error:
+        raise NotStackableError("torch.func.vmap cannot run its prior") from error
+    return stack
+
+
 @limited_threads(0, "cpu")
 def limit_of_stack(estimator, layout):
     """Why an estimator cannot be trained in a stack, or None; and how many can."""
@@ -414,13 +444,16 @@ def limit_of_stack(estimator, layout):
     if not isinstance(estimator.optimizer, str):
         return "a custom optimizer may mix the members of a stack", 1
     networks = make_networks(estimator, layout, seed=0, axes=None)
-    width = networks.width
+    width, k = networks.width, estimator.n_components
+    recipe = resolve_prior(estimator.prior)
     try:
         networks = nn.ModuleList(stack_networks([networks])[:2])
+        prior = stack_priors([build_prior(recipe, recipe.parameters(k))], k)
     except NotStackableError as error:
         return str(error), 1
     # Weights, the best ones, gradients and two moments.
-    n_numbers = 5 * sum(parameter.numel() for parameter in networks.parameters())
+    parameters = [*networks.parameters(), *prior.parameters()]
+    n_numbers = 5 * sum(parameter.numel() for parameter in parameters)
     # Outputs of the layers for a batch, which the gradients need.
     n_layers = sum(1 for _ in networks.modules())
     n_numbers += n_layers * width * estimator.batch_size
@@ -440,7 +473,9 @@ class VAEStack(VAE):
         # Units with the most axes, since others are padded.
         widest = max(members, key=lambda vae: vae.units.n_seen)
         networks = stack_networks([vae.networks for vae in members])
-        super().__init__(networks, widest.units, widest.layout, widest.n_components)
+        k = widest.n_components
+        prior = stack_priors([vae.prior for vae in members], k)
+        super().__init__(networks, prior, widest.units, widest.layout, k)
         self.width = max(vae.width for vae in members)
         self.n_members = len(members)
         if self.axes is not None:
