@@ -3,7 +3,7 @@
 Parts, each of which can be run alone and continues where it was broken off:
 
 - density: nats per test row of ten tables, every model tuned on training rows only;
-- samples: how well a classifier tells the tuned models' samples from test rows;
+- samples: how well a classifier separates the tuned models' samples from test rows;
 - anomalies: detection of 20 rare classes by models of the common one;
 - time: seconds until our mixture scores what the tuned Gaussian mixture does;
 - report: the tables of all of these, from the file of results;
@@ -122,7 +122,7 @@ def run_density(table, model, seed, results, args):
 
 
 def run_samples(table, model, seed, results, args):
-    """How far from one half is the AUC that tells samples from test rows."""
+    """Distance from one half of the AUC of samples against test rows."""
     train, test = density_rows(table, seed)
     params = results.get(f"density/{table}/{model}/{seed}")["params"]
     samples = draw(build(model, params, seed).fit(train), len(test), seed)
@@ -180,7 +180,7 @@ RUN = {
 
 
 def run_all(part, tables, models, results, args):
-    """Run what is not finished yet; a failure is told and does not stop the rest."""
+    """Run what is not finished yet; a failure is printed and does not stop the rest."""
     n_failed = 0
     for seed in args.seeds:
         for table in tables:
@@ -261,9 +261,9 @@ def standings(runs, field, sign=1, digits=2):
             ours, other = (of_table[of_table.model == model] for model in (us, best))
             leads[table], error = lead_over(ours, other, field, sign)
             shown.loc[table, "best other"] = best
-            told = f"{leads[table]:+.{digits}f}"
-            told += "" if error is None else f" ± {error:.{digits}f}"
-            shown.loc[table, f"lead of {us}"] = told
+            lead = f"{leads[table]:+.{digits}f}"
+            lead += "" if error is None else f" ± {error:.{digits}f}"
+            shown.loc[table, f"lead of {us}"] = lead
     shown = shown.loc[leads.sort_values().index].fillna("")
     whole = means.dropna()
     shown.loc[f"mean of {len(whole)}"] = whole.mean().map(f"{{:.{digits}f}}".format)
@@ -294,7 +294,7 @@ def report(found):
     runs = dict(list(frame_of(found).groupby("part")))
     runs = {part: of_part.dropna(axis=1, how="all") for part, of_part in runs.items()}
     nats = "Held-out nats per row; of ours the importance-weighted estimate."
-    distance = "Samples told from test rows: how far the AUC is from one half."
+    distance = "Samples against test rows: distance of the AUC from one half."
     epochs = "Training of ours until it scores what the tuned Gaussian mixture does."
     for part, what, lines in (
         ("density", nats, lambda of: standings(of, "mean")),
