@@ -241,6 +241,7 @@ def describe(estimator):
         "noise": _encode_part(model.noise, "noise", arrays),
         "prior": _encode_part(vae.prior.recipe, "prior", arrays),
         "structure": encode(list(model.structure.items()), "structure", arrays),
+        "beta": model.beta,
         **{name: getattr(model, name) for name in OUTCOME},
         "output": getattr(estimator, "_sklearn_output_config", {}).get("transform"),
     }
@@ -369,6 +370,7 @@ def restore(cls, header, arrays, *, device, **custom):
         header = header | {"n_axes": None}
     if header["format"] < 4:
         header = header | {"prior": encode(NormalPrior(), "prior", {})}
+        header["beta"] = header["params"]["beta"]
     for name, array in arrays.items():
         # Losses of an epoch may have been infinite.
         if not (name.startswith("history.") or np.isfinite(array).all()):
@@ -397,6 +399,9 @@ def restore(cls, header, arrays, *, device, **custom):
         for name in OUTCOME
         if header[name] is not None
     }
+    beta = number(header["beta"], "beta", float)
+    if not beta > 0:
+        raise ModelFileError(f"its 'beta' is {short(beta)}.")
     structure = dict(decode(header["structure"], arrays))
     structure.setdefault("prior", "normal")
     model = FittedModel(
@@ -404,6 +409,7 @@ def restore(cls, header, arrays, *, device, **custom):
         noise=noise,
         scale=scale,
         sigma=sigma,
+        beta=beta,
         structure=structure,
         history=restore_history(arrays, _MAX_EPOCHS),
         **{"start_score": math.nan} | outcome,

@@ -156,8 +156,11 @@ class Prior(BaseEstimator, metaclass=ABCMeta):
         --------
         >>> import numpy as np
         >>> from sklearn_sigmavae import MixturePrior
-        >>> codes = np.random.RandomState(0).standard_normal((50, 2))
-        >>> weights, means, covariances = MixturePrior(3).fit_codes(codes, None)
+        >>> random_state = np.random.RandomState(0)
+        >>> codes = random_state.standard_normal((60, 2)) + random_state.choice(
+        ...     [-9, 0, 9], (60, 1)
+        ... )
+        >>> weights, means, covariances = MixturePrior(3).fit_codes(codes, random_state)
         >>> means.shape
         (3, 2)
         """
@@ -413,22 +416,40 @@ def _fit_mixture(codes, n_gaussians, random_state):
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
         mixture.fit(codes[:n_fitted])
+        rest = torch.from_numpy(codes[n_fitted:])
+        scores = [
+            _density(rest, *_from_moments(*each, torch.float64).values()).mean().item()
+            for each in _shrunk(mixture, total, n_fitted)
+        ]
+        best = int(np.argmax(scores))
+        # Where the rows are too few for it, it starts at one normal distribution.
+        mean, regular = codes[:n_fitted].mean(axis=0), total + 1e-6 * np.eye(k)
+        one = _from_moments(np.ones(1), mean[None], regular[None], torch.float64)
+        if _density(rest, *one.values()).mean().item() > scores[best]:
+            return None
+        mixture.set_params(
+            weights_init=mixture.weights_,
+            means_init=mixture.means_,
+            precisions_init=mixture.precisions_,
+        )
+        mixture.fit(codes)
+    return _shrunk(mixture, total, n_rows)[best]
+
+
+def _shrunk(mixture, total, n_rows):
+    """Its weights, means and covariances, with each amount of shrinkage.
+
+    Each covariance is as if it came from some more rows, with the covariance of all or
+    the mean covariance of a component.
+    """
     weights, means, own = mixture.weights_, mixture.means_, mixture.covariances_
-    # Each covariance as if it came from some more rows, with the covariance of all or
-    # the mean covariance of a component.
-    n_own = n_fitted * weights[:, None, None]
+    n_own = n_rows * weights[:, None, None]
     within = np.tensordot(weights, own, axes=1)
-    candidates = [
-        (n_own * own + n * other) / (n_own + n)
+    return [
+        (weights, means, (n_own * own + n * other) / (n_own + n))
         for other in (total, within)
         for n in _PSEUDO_ROWS
     ]
-    rest = torch.from_numpy(codes[n_fitted:])
-    scores = [
-        _density(rest, *_from_moments(weights, means, each, torch.float64).values())
-        for each in candidates
-    ]
-    return weights, means, candidates[int(np.argmax([float(s.mean()) for s in scores]))]
 
 
 ALIASES = {"normal": NormalPrior(), "mixture": MixturePrior()}

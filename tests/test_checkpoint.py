@@ -90,6 +90,7 @@ def n_epochs(vae):
     "params",
     [
         {},
+        {"sigma": 0.02},
         {"sigma": "mle"},
         {"noise": "laplace", "early_stopping": False},
         {"lr_schedule": "constant", "n_iter_no_change": 7, "tol": 1e9},

@@ -1,5 +1,6 @@
 """The bound against what it must be where it is known exactly."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,6 +103,40 @@ def test_equivalence_of_beta_and_sigma(module, exponent):
         torch.testing.assert_close(gradient, beta * other, rtol=1e-10, atol=atol)
 
 
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0])
+def test_annealing_is_more_noise(module, exponent):
+    noise, x, eps = GeneralizedNormalNoise(exponent), normal(50, 6), normal(50, 3)
+    parameters = list(module.parameters())
+
+    def gradients(criterion):
+        return torch.autograd.grad(criterion(module, x, eps), parameters)
+
+    factor = 5.0**exponent
+    criterion = NegativeELBO(noise, 1.5, 0.2, 0.0, first_factor=factor)
+    noisier = NegativeELBO(noise, 1.5, 1.0, 0.0)
+    criterion.anneal(0.0, factor)
+    for ours, other in zip(gradients(criterion), gradients(noisier), strict=True):
+        atol = 1e-10 * ours.abs().max().item()
+        torch.testing.assert_close(ours, factor * other, rtol=1e-10, atol=atol)
+    # Held-out rows see the noise of the model.
+    plain = NegativeELBO(noise, 1.5, 0.2, 0.0).eval()
+    criterion.eval()
+    assert criterion(module, x, eps).equal(plain(module, x, eps))
+    assert criterion.constant(module, 0.0) == plain.constant(module, 0.0)
+
+
+def test_annealed_loss_has_its_constant(module):
+    noise, x, eps = GeneralizedNormalNoise(2.0), normal(50, 6), normal(50, 3)
+    log_likelihood, kl = elbo_terms(module, noise, x, eps, 0.3)
+    criterion = NegativeELBO(noise, 2.5, 0.3, 7.0, first_factor=16.0)
+    for progress, factor in (0.0, 16.0), (0.3, 4.0), (0.6, 1.0), (0.99, 1.0):
+        criterion.anneal(progress, 100.0)
+        assert criterion.kl_factor == pytest.approx(factor)
+        loss = criterion(module, x, eps) + criterion.constant(module, 0.0)
+        expected = 2.5 * factor * kl.mean() - log_likelihood.mean() + 7.0
+        torch.testing.assert_close(loss, expected)
+
+
 def test_learned_scale_has_the_gradient_through_it(module):
     noise, x, eps = GeneralizedNormalNoise(1.5), normal(50, 6), normal(50, 3)
     parameters = list(module.parameters())
@@ -131,10 +166,56 @@ def test_learned_scale_has_the_gradient_through_it(module):
 # The score
 
 
+@pytest.mark.parametrize("prior", ["normal", "mixture"])
+@pytest.mark.parametrize("noise", ["gaussian", "laplace"])
+def test_refined_scores_are_nearer_to_the_log_likelihood(prior, noise):
+    random_state = np.random.RandomState(0)
+    angle = random_state.uniform(-2, 2, 300)
+    X = np.column_stack([np.sin(angle), np.cos(angle)])
+    params = {"prior": prior, "noise": noise, "hidden_layer_sizes": (20,)}
+    vae = small_vae(n_components=1, sigma=0.1, **params)
+    vae.fit(X)
+    # Rows that the encoder has not seen the like of.
+    rows = X[:100] + 0.2 * random_state.standard_normal((100, 2))
+    z = torch.linspace(-12, 12, 40_001, dtype=torch.float64)[:, None]
+    module, units = vae.module_.double(), vae.module_.units
+    with torch.no_grad():
+        x = units.rotate(units.standardize(rows).double())
+        density = module.prior.log_prob(z) + math.log(24 / 40_000)
+        likelihood = vae.noise_.log_prob(x[:, None], module.decode(z), vae._model.scale)
+        exact = (likelihood + density).logsumexp(1).numpy() - units.log_volume
+    plain, refined = (vae.score_samples(rows, refine=each) for each in (False, True))
+    weighted = vae.score_samples(rows, n_importance_samples=1000)
+    assert (refined >= plain).all()
+    assert refined.mean() > plain.mean() + 0.02
+    assert (refined < exact + 0.05).all()
+    np.testing.assert_allclose(weighted.mean(), exact.mean(), atol=0.05)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
+def test_linear_models_have_nothing_to_refine(beta):
+    X = low_rank_rows()
+    vae = small_vae(beta=beta, hidden_layer_sizes=(), max_iter=0).fit(X)
+    scores = vae.score_samples(X)
+    np.testing.assert_array_equal(scores, vae.score_samples(X, refine=False))
+
+
+def test_refinement_knows_the_beta_of_the_training(tmp_path):
+    vae = small_vae(beta=3.0).fit(low_rank_rows())
+    rows = low_rank_rows() + 1
+    scores = vae.score_samples(rows)
+    vae.set_params(beta=1.0)
+    np.testing.assert_array_equal(vae.score_samples(rows), scores)
+    vae.save(tmp_path / "vae")
+    loaded = SigmaVAE.load(tmp_path / "vae")
+    assert loaded.beta == 1.0
+    np.testing.assert_allclose(loaded.score_samples(rows), scores, rtol=1e-12)
+
+
 def test_points_replace_many_draws(digits):
     vae = SigmaVAE(16, sigma=0.2, max_iter=10, random_state=0).fit(digits[:1400])
     rows = digits[1400:1500]
-    score = vae.score(rows)
+    score = vae.score_samples(rows, refine=False).mean()
     random_state = np.random.RandomState(1)
     mean, std = vae.posterior(rows)
     kl = vae.kl_divergence(rows).sum(axis=1).mean()
@@ -170,18 +251,22 @@ def linear_model_with_wrong_encoder(X, n_components, rows):
 
 
 @pytest.mark.parametrize("n_components", [2, 5, 10])
-def test_importance_weights_mend_a_wrong_encoder(digits, n_components):
+def test_refinement_and_importance_weights_mend_a_wrong_encoder(digits, n_components):
     rows = digits[:50]
     vae, exact = linear_model_with_wrong_encoder(digits, n_components, rows)
-    bound = vae.score_samples(rows)
+    bound = vae.score_samples(rows, refine=False)
     # Per component 0.125 for the mean and 0.083 for the width.
-    off = n_components * (0.125 + 0.5 * (1.69 - 1 - np.log(1.69)))
+    of_width = n_components * 0.5 * (1.69 - 1 - np.log(1.69))
+    off = 0.125 * n_components + of_width
     np.testing.assert_allclose(exact - bound, off, rtol=1e-3)
-    one = vae.score_samples(rows, n_importance_samples=1)
-    np.testing.assert_array_equal(one, bound)
-    tight = vae.score_samples(rows, n_importance_samples=4096)
+    refined = vae.score_samples(rows)
+    np.testing.assert_allclose(exact - refined, of_width, atol=0.02)
+    params = {"n_importance_samples": 1, "refine": False}
+    np.testing.assert_array_equal(vae.score_samples(rows, **params), bound)
+    params["n_importance_samples"] = 4096
+    tight = vae.score_samples(rows, **params)
     # The error of a row grows with the components, and averages out over rows.
     np.testing.assert_allclose(tight, exact, atol=0.01 if n_components < 10 else 0.1)
     assert tight.mean() == pytest.approx(exact.mean(), abs=0.01)
-    looser = vae.score_samples(rows, n_importance_samples=8)
+    looser = vae.score_samples(rows, n_importance_samples=8, refine=False)
     assert bound.mean() < looser.mean() < exact.mean()

@@ -85,6 +85,26 @@ def clustered_rows(n_samples=200, n_features=5, *, k=2, noise=0.3, seed=0):
     return 1 + codes @ axes.T + noise * rng.standard_normal((n_samples, n_features))
 
 
+def test_rows_without_clusters_start_at_one_normal_distribution():
+    random_state = np.random.RandomState(0)
+    cloud, prior = random_state.standard_normal((60, 6)), MixturePrior(3)
+    assert prior.fit_codes(cloud, random_state) is None
+    # So few rows of three clusters are enough to see them.
+    clusters = clustered_rows(60, 6, k=6)
+    weights, means, covariances = prior.fit_codes(clusters, random_state)
+    assert weights.sum() == pytest.approx(1)
+    assert means.shape == (3, 6)
+    assert (np.linalg.eigvalsh(covariances) > 0).all()
+
+
+def test_the_mixture_is_fitted_to_all_rows_at_last():
+    random_state = np.random.RandomState(0)
+    codes = clustered_rows(300, 3, k=3)
+    weights, means, _ = MixturePrior(2).fit_codes(codes, random_state)
+    # Of maximum likelihood the means are those of the rows.
+    np.testing.assert_allclose(weights @ means, codes.mean(axis=0), atol=1e-6)
+
+
 def start_of(prior="normal", rows=X, **params):
     """Estimator at its start."""
     return small_vae(**{"prior": prior, "max_iter": 0} | params).fit(rows)

@@ -42,6 +42,8 @@ CASES = {
     "constant, patience of 1": {**RESTLESS, "n_iter_no_change": 1},
     "constant, patience of 2": {**RESTLESS, "n_iter_no_change": 2},
     "no early stopping": {"early_stopping": False},
+    "no annealing": {"sigma_annealing": 1.0},
+    "much annealing": {"sigma": 0.02, "sigma_annealing": 30.0},
     "laplace": {"noise": "laplace"},
     "exponent of 1.5": {"noise": GeneralizedNormalNoise(1.5)},
     "bernoulli": {"noise": "bernoulli"},

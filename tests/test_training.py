@@ -56,6 +56,54 @@ def test_training_improves_on_the_start():
     )
 
 
+def first_factor(X=X, **params):
+    params = {"max_iter": 1, "hidden_layer_sizes": (8,), **params}
+    return small_vae(**params).fit(X).net_.criterion_.first_factor
+
+
+def test_annealing_starts_below_the_scale_of_the_data():
+    rows = np.random.RandomState(0).standard_normal((200, 5))
+    for sigma, ratio in (0.5, 1.0), (0.1, 4.0), (0.02, 10.0):
+        assert first_factor(rows, sigma=sigma) == pytest.approx(ratio**2, rel=0.3)
+        scaled = first_factor(100 * rows, sigma=100 * sigma)
+        assert scaled == pytest.approx(first_factor(rows, sigma=sigma))
+        laplace = first_factor(rows, sigma=sigma, noise="laplace")
+        assert 1 <= laplace <= ratio
+        # The same training, whichever of the two numbers makes the noise.
+        assert first_factor(rows, sigma=10 * sigma, beta=0.01) == pytest.approx(
+            first_factor(rows, sigma=sigma)
+        )
+    assert first_factor(rows, sigma=0.02, sigma_annealing=2.0) == pytest.approx(4.0)
+    assert first_factor(rows, sigma=0.02, sigma_annealing=1.0) == 1.0
+    assert first_factor(rows, sigma="mle") == 1.0
+    # It starts at its optimum.
+    assert first_factor(rows, sigma=0.02, hidden_layer_sizes=()) == 1.0
+
+
+def test_annealing_ends_before_the_training_does():
+    seen = []
+
+    class Watcher(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            seen.append(net.criterion_.kl_factor)
+
+    params = {"sigma": 0.02, "max_iter": 10, "hidden_layer_sizes": (8,)}
+    small_vae(**params, learning_rate=0.1, callbacks=[Watcher()]).fit(X)
+    assert (np.diff(seen[:7]) < 0).all()
+    assert seen[6:] == [1.0] * 4
+    # Weights that move little in all could not follow.
+    seen.clear()
+    small_vae(**params, learning_rate=1e-3, callbacks=[Watcher()]).fit(X)
+    assert 1 < seen[0] < 1.1
+
+
+@pytest.mark.parametrize("params", [{"lr_schedule": "constant"}, {"warm_start": True}])
+def test_constant_rates_do_not_anneal(params):
+    params = {"sigma": 0.02, **params}
+    fits = [small_vae(**params, sigma_annealing=ratio).fit(X) for ratio in (1.0, 10.0)]
+    assert same_weights(*map(weights, fits))
+
+
 def test_partial_fit_improves_and_its_history_goes_on():
     rows = curved_rows()
     vae = small_vae(sigma=0.1, hidden_layer_sizes=(32,), learning_rate=1e-2)
@@ -210,7 +258,8 @@ def test_held_out_rows_decide_which_epoch_is_kept():
     losses = vae.history_[:, "valid_loss"]
     assert np.argmin(losses) == 2
     assert same_weights(weights(vae), callback_of(vae, EpochRecorder).weights[2])
-    np.testing.assert_allclose(-vae.score(held_out), losses[2], rtol=0.02)
+    score = vae.score_samples(held_out, refine=False).mean()
+    np.testing.assert_allclose(-score, losses[2], rtol=0.02)
     with pytest.warns(ConvergenceWarning, match="ended below its start"):
         vae.set_params(early_stopping=False).fit(rows, X_val=held_out)
     assert vae.history_[:, "valid_loss"] == losses

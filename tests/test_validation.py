@@ -208,6 +208,7 @@ BAD_PARAMETERS = [
     *[("optimizer", value) for value in ("lbfgs", None, 1)],
     *[("learning_rate", value) for value in (0, -1e-3, np.nan, np.inf, "auto", None)],
     *[("lr_schedule", value) for value in ("cosine", None)],
+    *[("sigma_annealing", value) for value in (0.5, -1.0, np.nan, None, "auto")],
     *[("batch_size", value) for value in (0, -1, 2.5, "auto", None)],
     *[("max_iter", value) for value in (-1, 2.5, None, np.inf)],
     *[("early_stopping", value) for value in ("yes", None)],

@@ -119,7 +119,12 @@ def in_double(vae, dtype):
 
 
 def _run(vae, function, rows, to_tensor, n_points=1):
-    with torch.inference_mode(), limited_threads(0, vae.device):
+    # Not in inference mode, whose tensors take no part in gradients.
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        limited_threads(0, vae.device),
+    ):
         vae = in_double(vae, rows.dtype)
         dtype = next(vae.parameters()).dtype
 

@@ -24,7 +24,8 @@ class FittedModel:
     """A trained model, and what is known of its training.
 
     ``scale`` is that of the noise in internal units, ``sigma`` in the user's units and
-    shape. ``structure`` holds the parameters that shaped the module, for training that
+    shape, ``beta`` the weight of the KL divergence that it was trained with.
+    ``structure`` holds the parameters that shaped the module, for training that
     continues, ``remarks`` the warnings of the fit. Models from files have no ``net``.
     """
 
@@ -32,6 +33,7 @@ class FittedModel:
     noise: NoiseModel
     scale: float | None
     sigma: float | np.ndarray | None
+    beta: float
     structure: dict
     history: History
     n_iter: int

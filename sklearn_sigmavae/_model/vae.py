@@ -34,6 +34,9 @@ class Posterior:
         """Differential entropy (n,), in nats."""
         return 0.5 * (self.log_var + (1 + math.log(2 * math.pi))).sum(-1)
 
+    def __getitem__(self, rows):
+        return Posterior(self.mean[rows], self.log_var[rows])
+
     def where(self, mask, other):
         """Itself for rows where `mask` is true, elsewhere another."""
         mask = mask.unsqueeze(-1)

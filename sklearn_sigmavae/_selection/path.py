@@ -436,7 +436,8 @@ def _follow(estimator, data, shown, sigmas, bar):
             vae.supports_float64 = False
             kl = model.kl_divergence(rows).astype(np.float64).reshape(len(rows), -1)
             kl = kl.sum(axis=1).mean()
-            found[-1].append((kl, model.score(rows)))
+            score = model.score_samples(rows, refine=False).mean()
+            found[-1].append((kl, score))
             vae.supports_float64 = supports_float64
         kept.append(models[0])
     return kept, np.array(found)

@@ -36,6 +36,9 @@ class GraphedSteps:
 
     def __init__(self, net):
         self.net, self.rates = net, []
+        criterion, device = net.criterion_, net.run.generators[0].device
+        factor = torch.as_tensor(criterion.kl_factor, dtype=torch.float32)
+        criterion.kl_factor = factor.to(device)
         self.settings = self.state = None
 
     def begin_epoch(self, batch_size):

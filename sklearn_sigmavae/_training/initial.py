@@ -43,6 +43,10 @@ MIN_LEARNED_SCALE = 1e-3
 # one if the scale is learned, since it may fall far below that of the linear model.
 HIDDEN_BELOW, HIDDEN_BELOW_LEARNED = 0.15, 0.01
 
+# Noise does not start to fall from more than this part of the data's scale, which would
+# hide what the linear model has found.
+LARGEST_SCALE = 0.4
+
 # A chunk with fewer rows does not show which directions the data has: all are kept.
 MIN_ROWS_PER_FEATURE = 2
 
@@ -191,6 +195,9 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         location = torch.from_numpy(noise.location_of_mean(mean))
         vae.decoder.linear.bias.data.copy_(location)
     criterion = make_criterion(params, noise, scale, units)
+    if axes is not None and tails is None:
+        # The linear model starts at its optimum.
+        criterion.first_factor = 1.0
     return InitialModel(
         params,
         samples,
@@ -297,10 +304,14 @@ def _select(params, samples, rows, seeds, schedule, like=None):
 def make_criterion(params, noise, scale, units):
     """The loss of a model."""
     learns_scale = noise.has_scale and isinstance(params.sigma, str)
-    min_scale = None
+    min_scale, factor = None, 1.0
     if learns_scale:
         min_scale = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
-    return NegativeELBO(noise, params.beta, scale, units.log_volume, min_scale)
+    elif noise.has_scale:
+        tau = linear_tau(noise, scale, params.beta)
+        ratio = min(params.sigma_annealing, max(1.0, LARGEST_SCALE / math.sqrt(tau)))
+        factor = ratio ** (noise.exponent or 2.0)
+    return NegativeELBO(noise, params.beta, scale, units.log_volume, min_scale, factor)
 
 
 def make_networks(params, layout, seed, axes):

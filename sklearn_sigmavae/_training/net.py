@@ -1,6 +1,7 @@
 """Training: a skorch net that maximizes the ELBO at the speed of a bare loop."""
 
 import dis
+import math
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 
@@ -45,6 +46,9 @@ class TrainingRun:
         self.graph = cuda_graph.GraphedSteps(net) if can_capture else None
         self.step = self.graph or net.take_step
         self.n_done = 0
+        # Log-variances follow the noise, and optimizers such as Adam move a weight by
+        # no more than the learning rate in a step.
+        self.largest_factor = math.exp(min(50.0, net.lr * n_steps))
         self.scheduler = None
         if net.one_cycle:
             # One more than is taken: the scheduler runs ahead of the optimizer.
@@ -58,9 +62,10 @@ class VAENet(NeuralNet):
 
     ``seed`` is that of the order of the rows and of the draws from q(z|x), in a stack
     one for each distinct selection of rows. With ``one_cycle`` the learning rate warms
-    up to ``lr`` and falls to zero. ``precision`` is that of the training steps.
-    Training sets ``start_loss_``, ``best_epoch_``, whose weights are kept, 0 for the
-    start, and ``is_rising_``, whether the held-out ELBO was rising at the end.
+    up to ``lr`` and falls to zero, and the noise falls to its scale. ``precision`` is
+    that of the training steps. Training sets ``start_loss_``, ``best_epoch_``, whose
+    weights are kept, 0 for the start, and ``is_rising_``, whether the held-out ELBO was
+    rising at the end.
     """
 
     # Everything that holds tensors is pickled together, so that what is shared stays
@@ -179,6 +184,9 @@ class VAENet(NeuralNet):
         self._set_training(training)
         if training:
             self.criterion_.begin_epoch(iterator.dataset)
+            if self.one_cycle:
+                progress = (len(self.history) - 1) / self.max_epochs
+                self.criterion_.anneal(progress, self.run.largest_factor)
             if self.run.graph is not None:
                 self.run.graph.begin_epoch(iterator.sizes[0])
         if self.run.watches_batches:

@@ -55,6 +55,7 @@ def conclude(net, start, schedule):
         noise=criterion.noise,
         scale=scale,
         sigma=sigma,
+        beta=float(params.beta),
         structure=structure(params),
         history=net.history,
         n_iter=len(net.history),

@@ -258,9 +258,10 @@ class NegativeELBOStack(NegativeELBO):
         first = members[0]
         super().__init__(first.noise, None, None, None)
         self.members = nn.ModuleList(members)
-        del self.beta, self.scale, self.min_scale
+        del self.beta, self.scale, self.min_scale, self.kl_factor
         # Buffers, since they must be where the stack is.
         self.register_buffer("beta", _float32([each.beta for each in members]))
+        self.register_buffer("kl_factor", torch.ones_like(self.beta))
         scales = [each.scale for each in members] if first.noise.has_scale else None
         self.register_buffer("scale", scales and _float32(scales))
         lowest = [each.min_scale for each in members] if first.learns_scale else None
@@ -275,6 +276,12 @@ class NegativeELBOStack(NegativeELBO):
         """What :meth:`forward` leaves out of the losses, in nats."""
         pairs = zip(self.members, outside, strict=True)
         return np.array([member.constant(vae, each) for member, each in pairs])
+
+    def anneal(self, progress, largest):
+        """Set the factors of the KL divergences; see :class:`NegativeELBO`."""
+        for member in self.members:
+            member.anneal(progress, largest)
+        self.kl_factor.copy_(_float32([member.kl_factor for member in self.members]))
 
     def _set_scale(self, scale):
         self.scale.copy_(scale)
