@@ -140,12 +140,12 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ``max_iter``. "constant" stays there and, with ``early_stopping``, may stop.
         ``warm_start`` and ``partial_fit`` always run at a constant rate.
     sigma_annealing : float, default=10.0
-        With "one_cycle" the noise of the training begins at up to so many times
-        ``sigma``, but not above 0.4 standard deviations of the data, and falls to
-        ``sigma`` in 60 % of the epochs [8]_. Fewer steps, or smaller ones, begin with
-        less. It is no less than 1, for none; noise that has no scale or learns it is
-        not annealed, nor are linear models. ``train_loss`` in ``history_`` is at the
-        noise of its epoch, ``valid_loss`` at ``sigma``.
+        With "one_cycle", training starts with noise of up to this many times ``sigma``,
+        at most 0.4 standard deviations of the data, and lowers it to ``sigma`` over the
+        first 60 % of the epochs [8]_. It starts lower if there are few training steps.
+        1 disables annealing. Noise without a scale, a learned scale and linear models
+        are not annealed. ``train_loss`` in ``history_`` is at the noise of its epoch,
+        ``valid_loss`` at ``sigma``.
     batch_size : int, default=128
         Rows in a training batch; a single row left over joins the batch before.
     max_iter : int or "auto", default="auto"
