@@ -331,16 +331,12 @@ def linear_posterior(vae, observed):
     products = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)
     of_codes = (precision @ products).unflatten(1, (k, k))
     pull = ((observed.y.double() - bias) * precision) @ weight
-    best, found, gaussians = None, None, vae.prior.gaussians(k)
-    for log_weight, center, of_prior in zip(*gaussians, strict=True):
+    found, best = None, pull.new_full((len(pull),), -math.inf)
+    for log_weight, center, of_prior in zip(*vae.prior.gaussians(k), strict=True):
         total = of_codes + of_prior
         force = pull + of_prior @ center
         mean = torch.linalg.solve(total, force.unsqueeze(-1)).squeeze(-1)
         log_var = -torch.log(torch.diagonal(total, dim1=1, dim2=2)).expand_as(mean)
-        each = Posterior(mean, log_var)
-        if len(gaussians[0]) == 1:
-            found = each
-            break
         # Log-probability of the row and the component, up to a constant of the row.
         score = log_weight + 0.5 * (
             torch.linalg.slogdet(of_prior)[1]
@@ -348,11 +344,9 @@ def linear_posterior(vae, observed):
             - center @ of_prior @ center
             + (force * mean).sum(-1)
         )
-        if found is None:
-            best, found = score, each
-        else:
-            found = found.where(best >= score, each)
-            best = torch.maximum(best, score)
+        each = Posterior(mean, log_var)
+        found = each if found is None else found.where(best >= score, each)
+        best = torch.maximum(best, score)
     return Posterior(*(t.to(vae.device, torch.float32) for t in found))
 
 

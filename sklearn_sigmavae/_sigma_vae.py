@@ -97,8 +97,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     prior : {"normal", "mixture"} or Prior, default="normal"
         Distribution of the codes. "mixture" stands for
         :class:`MixturePrior(n_components=10) <MixturePrior>`, which starts at a
-        Gaussian mixture and is trained with the networks: a better density of data with
-        clusters, or of any other shape than an ellipse.
+        Gaussian mixture and is trained with the networks. It models the density of
+        data with clusters, or of other shapes that are not elliptical, better.
     network : {"mlp", "conv"} or recipe, default="mlp"
         "mlp" stands for :class:`~sklearn_sigmavae.networks.MLP` with the two
         parameters below, "conv" for :class:`~sklearn_sigmavae.networks.Conv`, for
@@ -143,14 +143,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         With "one_cycle", training starts with noise of up to this many times ``sigma``,
         at most 0.4 standard deviations of the data, and lowers it to ``sigma`` over the
         first 60 % of the epochs [8]_. It starts lower if there are few training steps.
-        1 disables annealing. Noise without a scale, a learned scale and linear models
-        are not annealed. ``train_loss`` in ``history_`` is at the noise of its epoch,
-        ``valid_loss`` at ``sigma``.
+        1 disables annealing. It does not apply to noise without a scale, a learned
+        scale, or linear models that start at PCA. ``train_loss`` in ``history_`` is at
+        the noise of its epoch, ``valid_loss`` at ``sigma``.
     batch_size : int, default=128
         Rows in a training batch; a single row left over joins the batch before.
     max_iter : int or "auto", default="auto"
-        Number of epochs. ``0`` keeps the start; "auto" is as many as take 5000 steps,
-        but at least 20 and at most 200.
+        Number of epochs. ``0`` keeps the start; "auto" is as many as take about 5000
+        steps, but at least 20 and at most 200.
     early_stopping : bool, default=True
         Whether to hold out rows and keep the weights of the best held-out epoch, the
         start included, or train on all rows and keep the last weights.
@@ -206,22 +206,23 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     history_ : skorch.history.History
         Training history: a row for each epoch, with ``train_loss`` and, if rows were
         held out, ``valid_loss``, minus the bound (its KL term weighted by ``beta``) in
-        nats per row. It takes fewer points than :meth:`score`, and may differ from
-        that by a tenth of a nat. With ``early_stopping``, ``improved`` marks the epochs
+        nats per row. :meth:`score` improves the posteriors first and takes more points,
+        so it is higher. With ``early_stopping``, ``improved`` marks the epochs
         that are better than all before, the start included.
     n_iter_ : int
         Number of epochs run.
     start_score_ : float
         Bound, with its KL term weighted by ``beta``, that the last call of :meth:`fit`
-        or :meth:`partial_fit` began with; with ``init="pca"`` that of PCA at this
-        `sigma`. It is the mean over the held-out rows, or without them over about 1000
-        training rows, and compares with minus ``valid_loss`` in ``history_``; NaN if
-        the model is from a file of an earlier version.
+        or :meth:`partial_fit` began with; with ``init="pca"`` and a normal prior that
+        of PCA at this `sigma`. It is the mean over the held-out rows, or without them
+        over about 1000 training rows, and compares with minus ``valid_loss`` in
+        ``history_``; NaN if the model is from a file of an earlier version.
     best_epoch_ : int
         Epoch of that call, from 1, whose weights are kept; 0 is the start.
     n_active_components_ : int
-        Components whose mean KL divergence exceeds 0.01 nats (averaged over about
-        1000 training rows).
+        Components of the codes in use: those whose posterior means vary over rows, by
+        more than a fiftieth of what means and posteriors vary together (estimated from
+        about 1000 training rows).
     reconstruction_error_ : float
         Root mean squared error of reconstructions from draws of the posterior, in the
         units of `X`: of the held-out rows, or without them of about 1000 training rows.
@@ -782,8 +783,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -------
         kl : ndarray of shape (n_samples, n_components) or (n_samples,)
             Information of each component about each row, in nats. With a prior other
-            than the normal it does not split into components: then that of all of them,
-            a mean over fixed points.
+            than the normal, that of all components together, estimated at fixed points.
 
         Raises
         ------
@@ -800,8 +800,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         [True, True, False]
         """
         check_is_fitted(self)
-        kl, n_points = elbo.kl_of_rows(self.module_.prior, self._n_features_out)
-        return self._infer(kl, X, n_points)
+        kl = elbo.kl_of_rows(self.module_.prior, self._n_features_out)
+        return self._infer(kl, X)
 
     @check_params(
         {
@@ -818,9 +818,10 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         fixed points, which is exact for a linear decoder with Gaussian noise and a
         normal prior, and off by about 0.01 nats otherwise.
 
-        The encoder's answer for a row may be far from the best one, in nats, most of
-        all for rows unlike those of the training. So a few gradient steps improve it
-        first; a linear model has nothing to improve.
+        The encoder's posterior can be far from the best one, most of all for rows that
+        are unlike the training data, so its mean is first improved by a few gradient
+        steps. For a linear model with Gaussian noise and a normal prior it is already
+        the best.
 
         Parameters
         ----------
@@ -862,11 +863,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         model, k = self._model, self._n_features_out
-        bound, n_points = elbo.bound_of_rows(
+        bound = elbo.bound_of_rows(
             *(model.noise, model.scale, k, n_importance_samples),
             beta=model.beta if refine else None,
         )
-        scores = self._infer(bound, X, n_points)
+        scores = self._infer(bound, X)
         return scores.astype(np.float64) - self.module_.units.log_volume
 
     def score(self, X, y=None):
@@ -1171,11 +1172,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         for name in OUTCOME:
             setattr(self, f"{name}_", getattr(model, name))
 
-    def _infer(self, function, X, n_points=1):
+    def _infer(self, function, X):
         check_is_fitted(self)
         X = check_rows(self, X, self.module_.layout, ensure_all_finite=False)
         self.noise_.check_data(X)
-        return infer(self.module_, function, X, n_points)
+        return infer(self.module_, function, X)
 
     def _decode(self, Z, noise_from=None):
         units = self.module_.units

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.utils._param_validation import StrOptions
 from threadpoolctl import threadpool_limits
-from torch import nn
+from torch.nn import functional as F
 
 from .networks import is_count
 
@@ -24,7 +24,7 @@ __all__ = ["MixturePrior", "NormalPrior", "Prior"]
 # Steps of the expectation maximization that a mixture starts from, the change in nats
 # that ends it, and rows by which covariances may be shrunk.
 _STEPS, _TOL = 50, 1e-3
-_PSEUDO_ROWS = 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0
+_PSEUDO_ROWS = 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e6
 
 
 class Prior(BaseEstimator, metaclass=ABCMeta):
@@ -138,7 +138,7 @@ class Prior(BaseEstimator, metaclass=ABCMeta):
         """
 
     def fit_codes(self, codes, random_state):
-        """Learn what :meth:`start` needs to know of the rows.
+        """Summarize the codes of the training rows for :meth:`start`.
 
         Parameters
         ----------
@@ -167,14 +167,15 @@ class Prior(BaseEstimator, metaclass=ABCMeta):
         return None
 
     def start(self, fitted, gain, variance):
-        """Return parameters for multiples of the codes fitted, which are uncertain.
+        """Return parameters for codes that are scaled, and have a variance each.
 
         Parameters
         ----------
         fitted : object
             What :meth:`fit_codes` returned, not None.
         gain, variance : ndarray of shape (n_components,)
-            Factors of the codes, and variances of their posterior.
+            Scale of the codes, relative to those of :meth:`fit_codes`, and variances of
+            their posterior.
 
         Returns
         -------
@@ -190,7 +191,10 @@ class Prior(BaseEstimator, metaclass=ABCMeta):
         >>> start["means"].item(), round(start["log_scale"].item(), 6)
         (0.0, 0.0)
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"{type(self).__name__}.fit_codes returned a value, so start must be "
+            "implemented too."
+        )
 
     def gaussians(self, **parameters):
         """Return the components, if it is a mixture of normal distributions.
@@ -353,9 +357,9 @@ class MixturePrior(Prior):
         if n_distinct < self.n_components:
             raise ValueError(
                 f"A MixturePrior with n_components={self.n_components} needs at least "
-                f"as many different rows to start from. The training rows, less those "
-                f"held out, have {n_distinct} different codes. Lower "
-                "n_components of MixturePrior, or set prior='normal'."
+                f"as many different rows to start from. There are {n_distinct}, not "
+                "counting those held out. Use more rows, "
+                f"prior=MixturePrior(n_components={n_distinct}) or prior='normal'."
             )
         # One component starts at the standard normal, without an error of estimation.
         if self.n_components == 1:
@@ -374,7 +378,7 @@ def _density(z, log_weights, means, log_scale, mixing):
     factors = _factors(log_scale, mixing)
     # Of all normal distributions at once: one matrix product.
     offset = torch.linalg.vecdot(means.unsqueeze(-1), factors, dim=-2)
-    white = z @ factors.transpose(0, 1).flatten(1) - offset.flatten()
+    white = F.linear(z, factors.mT.flatten(0, 1), -offset.flatten())
     squares = white.square().unflatten(-1, (n_gaussians, k)).sum(-1)
     constants = log_weights.log_softmax(0) + log_scale.sum(-1)
     log_prob = (constants - 0.5 * squares).logsumexp(-1)
@@ -383,8 +387,8 @@ def _density(z, log_weights, means, log_scale, mixing):
 
 def _factors(log_scale, mixing):
     """Factors L (..., K, k, k) of the precisions, whose columns have a scale each."""
-    # The scale of a column is that of a residual, given the codes below it: training
-    # moves it by fractions, and what mixes codes whatever their scale is.
+    # The scale of a column is that of a residual, given the codes below it. Steps of
+    # training change its logarithm, and the mixing independently of it.
     k = log_scale.shape[-1]
     triangle = mixing.tril(-1) + torch.eye(k, dtype=mixing.dtype, device=mixing.device)
     return triangle * log_scale.exp().unsqueeze(-2)
@@ -392,7 +396,10 @@ def _factors(log_scale, mixing):
 
 def _from_moments(weights, means, covariances, dtype=torch.float32):
     """Parameters of a mixture, from weights, means and covariances in float64."""
-    factors = np.linalg.cholesky(np.linalg.inv(covariances))
+    # Inverting the factor of the covariance is more exact than factoring the inverse.
+    # In reversed order its transpose is a lower triangle.
+    roots = np.linalg.cholesky(covariances[:, ::-1, ::-1])
+    factors = np.linalg.inv(roots).swapaxes(1, 2)[:, ::-1, ::-1]
     scale = np.diagonal(factors, axis1=1, axis2=2)
     mixing = np.tril(factors / scale[:, None, :], -1)
     values = {
@@ -405,49 +412,60 @@ def _from_moments(weights, means, covariances, dtype=torch.float32):
 
 
 def _fit_mixture(codes, n_gaussians, random_state):
-    """Weights, means and covariances, shrunk so that they hold for other rows too."""
-    n_rows, k = codes.shape
-    total = np.cov(codes.T, bias=True).reshape(k, k)
-    n_fitted = max(n_gaussians, int(0.8 * n_rows))
+    """Weights, means and covariances of a mixture; None if one normal is better.
+
+    Covariances are shrunk by as much as is best for a fifth of the codes.
+    """
+    n_fitted = max(n_gaussians, int(0.8 * len(codes)))
+    if n_fitted == len(codes):
+        return None
+    fitted, rest = codes[:n_fitted], torch.from_numpy(codes[n_fitted:])
+    # Of all codes, those set aside too: this favours the safer start if rows are few.
+    total = np.cov(codes.T, bias=True).reshape(codes.shape[1], -1)
+    # Far below the variances of all directions.
+    floor = np.clip(1e-6 * codes.var(axis=0).min(), 1e-12, 1e-6)
     mixture = GaussianMixture(
-        n_gaussians, tol=_TOL, max_iter=_STEPS, random_state=random_state
+        n_gaussians,
+        tol=_TOL,
+        reg_covar=floor,
+        max_iter=_STEPS,
+        random_state=random_state,
     )
     # Several threads wait for each other at such small products.
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        mixture.fit(codes[:n_fitted])
-        rest = torch.from_numpy(codes[n_fitted:])
+        tried = _shrunk(mixture.fit(fitted), total, n_fitted)
+        regular = total + floor * np.eye(len(total))
+        tried.append((np.ones(1), fitted.mean(axis=0)[None], regular[None]))
         scores = [
             _density(rest, *_from_moments(*each, torch.float64).values()).mean().item()
-            for each in _shrunk(mixture, total, n_fitted)
+            for each in tried
         ]
         best = int(np.argmax(scores))
-        # Where the rows are too few for it, it starts at one normal distribution.
-        mean, regular = codes[:n_fitted].mean(axis=0), total + 1e-6 * np.eye(k)
-        one = _from_moments(np.ones(1), mean[None], regular[None], torch.float64)
-        if _density(rest, *one.values()).mean().item() > scores[best]:
+        if best == len(tried) - 1:
             return None
         mixture.set_params(
             weights_init=mixture.weights_,
             means_init=mixture.means_,
             precisions_init=mixture.precisions_,
         )
-        mixture.fit(codes)
-    return _shrunk(mixture, total, n_rows)[best]
+        return _shrunk(mixture.fit(codes), total, len(codes))[best]
 
 
 def _shrunk(mixture, total, n_rows):
-    """Its weights, means and covariances, with each amount of shrinkage.
+    """Mixtures with less to more shrinkage of the covariances, of three kinds.
 
-    Each covariance is as if it came from some more rows, with the covariance of all or
-    the mean covariance of a component.
+    Each covariance is as if it came from some more rows, with the covariance of all,
+    the mean covariance of a component, or its own variance in all directions alike.
     """
     weights, means, own = mixture.weights_, mixture.means_, mixture.covariances_
     n_own = n_rows * weights[:, None, None]
     within = np.tensordot(weights, own, axes=1)
+    variance = np.trace(own, axis1=1, axis2=2) / len(total)
+    spheres = variance[:, None, None] * np.eye(len(total))
     return [
         (weights, means, (n_own * own + n * other) / (n_own + n))
-        for other in (total, within)
+        for other in (total, within, spheres)
         for n in _PSEUDO_ROWS
     ]
 
@@ -496,13 +514,9 @@ def _check_contract(prior):
                 f"samples of 1 or 4: {type(error).__name__}: {error}"
             ) from error
         shape, shapes = tuple(log_prob.shape), [np.shape(each) for each in drawn]
-        taken = [key for key in values if hasattr(nn.Module(), key)]
-        if taken:
-            wrong = (
-                f"parameters must not be called {taken[0]}, as torch's modules have it"
-            )
-        elif shape != z.shape[:-1]:
-            wrong = f"log_prob must sum over the last dimension alone. It is {shape}"
+        if shape != z.shape[:-1]:
+            right, codes = tuple(z.shape[:-1]), tuple(z.shape)
+            wrong = f"log_prob of codes of shape {codes} must be {right}, not {shape}"
         elif shapes != [(1, k), (4, k)] or not isinstance(drawn[0], np.ndarray):
             wrong = f"sample must return arrays of shape (n_samples, {k}), not {shapes}"
         if wrong:
@@ -511,6 +525,7 @@ def _check_contract(prior):
     if not abs(total - 1) < 0.01:
         raise ValueError(
             f"{name}.log_prob must be normalized: at its first parameters the density "
-            f"of codes with {k} components integrates to {total:.3g}. These should be "
-            "near the standard normal."
+            f"of codes with {k} components integrates to {total:.3g}. Add the "
+            "normalizing constant to log_prob, or let parameters return a distribution "
+            "that is nearer to the standard normal."
         )

@@ -1,6 +1,7 @@
 """Devices: captured steps and their eager twins, memory, precision, CUDA itself."""
 
 import copy
+import math
 import os
 import pickle
 import subprocess
@@ -291,6 +292,9 @@ class GreedyNetwork(MLP):
     def encoder(self, input_shape, n_components):
         return Greedy(super().encoder(input_shape, n_components), self.limit)
 
+    def decoder(self, n_components, output_shape):
+        return Greedy(super().decoder(n_components, output_shape), math.inf)
+
 
 def test_training_without_enough_memory_says_so():
     vae = small_vae(network=GreedyNetwork((4,)), batch_size=23)
@@ -313,6 +317,23 @@ def test_inference_takes_smaller_blocks_where_memory_is_short(limit):
     network.limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         vae.transform(ROWS)
+
+
+@pytest.mark.parametrize("limit", [64, 150, 3000])
+@pytest.mark.parametrize("n_importance_samples", [None, 64])
+def test_scores_take_smaller_blocks_where_memory_is_short(limit, n_importance_samples):
+    vae = small_vae(network=GreedyNetwork((4,)), max_iter=0).fit(ROWS)
+    params = {"n_importance_samples": n_importance_samples}
+    expected = vae.score_samples(ROWS, **params)
+    # Each row takes 64 points; the network has the axes behind it.
+    network = vae.module_.decoder.network[0]
+    assert isinstance(network, Greedy)
+    network.limit = limit
+    found = vae.score_samples(ROWS, **params)
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    network.limit = 63
+    with pytest.raises(torch.OutOfMemoryError):
+        vae.score_samples(ROWS, **params)
 
 
 def test_data_that_takes_half_of_the_free_memory_stays_on_cuda(monkeypatch):

@@ -54,17 +54,41 @@ def row_blocks(shape):
 
 
 def in_blocks(function, n_rows, vae, dtype, n_points=1):
-    """Array of a function's tensors for slices of rows, smaller where memory is short.
+    """Array of a function's tensors for slices of rows; see :func:`_blocks`."""
+    result = None
+    with matmul_precision(vae.device):
+        for block, output in _blocks(function, n_rows, vae, n_points):
+            if result is None:
+                result = np.empty((n_rows, *output.shape[1:]), dtype=dtype)
+            # Stored while it is in cache.
+            torch.from_numpy(result[block]).copy_(output)
+    return result
+
+
+def in_parts(function, vae, n_points, *tensors):
+    """Apply a function to blocks of rows of tensors, and concatenate what it returns.
+
+    The function makes ``n_points`` copies of each row.
+    """
+
+    def of_block(block):
+        return function(*(each[block] for each in tensors))
+
+    blocks = _blocks(of_block, len(tensors[0]), vae, n_points)
+    return torch.cat([output for _, output in blocks])
+
+
+def _blocks(function, n_rows, vae, n_points):
+    """Slices of rows and what a function makes of them, smaller where memory is short.
 
     The function makes ``n_points`` copies of each row.
     """
     device = vae.device
     width = max(MIN_WIDTH, vae.width, vae.units.n_internal) * n_points
     width = max(width, vae.layout.n_features)
-    step = max(1, limit(INFERRED, device) // width)
-    result, start = None, 0
+    step, start = max(1, limit(INFERRED, device) // width), 0
     n_operations = vae.n_operations * min(step, n_rows) * n_points
-    with matmul_precision(device), limited_threads(n_operations, device):
+    with limited_threads(n_operations, device):
         while start < n_rows:
             block = slice(start, min(start + step, n_rows))
             try:
@@ -74,15 +98,11 @@ def in_blocks(function, n_rows, vae, dtype, n_points=1):
                     raise
                 step //= 2
                 continue
-            if result is None:
-                result = np.empty((n_rows, *output.shape[1:]), dtype=dtype)
-            # Stored while it is in cache.
-            torch.from_numpy(result[block]).copy_(output)
+            yield block, output
             start += step
-    return result
 
 
-def infer(vae, function, X, n_points=1):
+def infer(vae, function, X):
     """Apply a function of the module and of standardized rows to data."""
 
     def to_tensor(rows):
@@ -99,7 +119,7 @@ def infer(vae, function, X, n_points=1):
                 )
         return x
 
-    return _run(vae, function, X, to_tensor, n_points)
+    return _run(vae, function, X, to_tensor)
 
 
 def decode(vae, Z):
@@ -118,7 +138,7 @@ def in_double(vae, dtype):
     return vae
 
 
-def _run(vae, function, rows, to_tensor, n_points=1):
+def _run(vae, function, rows, to_tensor):
     # Not in inference mode, whose tensors take no part in gradients.
     with (
         torch.inference_mode(False),
@@ -132,4 +152,4 @@ def _run(vae, function, rows, to_tensor, n_points=1):
             return function(vae, to_tensor(rows[block]).to(vae.device, dtype))
 
         result_dtype = np.result_type(rows.dtype, np.float32)
-        return in_blocks(of_block, len(rows), vae, result_dtype, n_points)
+        return in_blocks(of_block, len(rows), vae, result_dtype)

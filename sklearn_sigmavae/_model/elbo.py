@@ -8,6 +8,7 @@ from scipy.special import gammaincinv, ndtri
 from scipy.stats import qmc
 from torch import nn
 
+from .blocks import in_parts
 from .vae import Posterior
 
 # An expectation over q(z|x) is taken over at least this many points.
@@ -78,7 +79,7 @@ def importance_points(n_components, n_samples):
 
 
 def bound_of_rows(noise, scale, n_components, n_importance_samples, beta=None):
-    """Function from a module and standardized rows to bounds (n,); number of points.
+    """Function from a module and standardized rows to bounds (n,).
 
     With the ``beta`` of the training the encoder's posteriors are refined.
     """
@@ -95,29 +96,42 @@ def bound_of_rows(noise, scale, n_components, n_importance_samples, beta=None):
         return inside - energy_outside(noise, outside, scale) - constant
 
     def bound_inside(vae, x):
-        eps = torch.as_tensor(points, dtype=x.dtype, device=x.device).unsqueeze(1)
+        eps = _points_like(points, x)
 
-        def elbo(x, posterior):
-            likelihood, kl = elbo_terms(vae, noise, x, eps, scale, posterior)
-            return likelihood.mean(dim=0) - kl
+        def elbo(x, *posterior):
+            terms = elbo_terms(vae, noise, x, eps, scale, Posterior(*posterior))
+            return terms[0].mean(dim=0) - terms[1]
 
+        # Of all rows at once, since they take a few points each.
         posterior = vae.encode(x)
-        result = None if n_samples > 1 and beta is None else elbo(x, posterior)
+        result = None
+        if n_samples == 1 or beta is not None:
+            result = in_parts(elbo, vae, len(points), x, *posterior)
         if beta is not None:
             refined, changed = refine_means(vae, noise, x, posterior, scale, beta)
             if len(changed):
                 # More at the mean need not be more in the mean over the posterior.
-                bounds = elbo(x[changed], refined[changed])
-                better = bounds > result[changed]
+                bounds = in_parts(elbo, vae, len(points), x[changed], *refined[changed])
+                better = bounds > result[changed].nan_to_num(nan=-math.inf)
                 changed = changed[better]
                 result[changed] = bounds[better]
                 posterior.mean[changed] = refined.mean[changed]
         if n_samples == 1:
             return result
-        z = torch.as_tensor(samples, dtype=x.dtype, device=x.device)
-        return importance_weighted_bound(vae, noise, x, posterior, z, n_samples, scale)
+        z = _points_like(samples, x)
 
-    return bound, max(len(points), len(samples))
+        def weighted(x, *posterior):
+            q = Posterior(*posterior)
+            return importance_weighted_bound(vae, noise, x, q, z, n_samples, scale)
+
+        return in_parts(weighted, vae, len(samples), x, *posterior)
+
+    return bound
+
+
+def _points_like(points, x):
+    """Points as a tensor of shape (n_points, 1, k), of the kind of another tensor."""
+    return torch.as_tensor(points, dtype=x.dtype, device=x.device).unsqueeze(1)
 
 
 def refine_means(vae, noise, x, posterior, scale, beta):
@@ -163,21 +177,24 @@ def refine_means(vae, noise, x, posterior, scale, beta):
 
 
 def kl_of_rows(prior, n_components):
-    """Function from a module and standardized rows to KL divergences; number of points.
+    """Function from a module and standardized rows to KL divergences.
 
     They are (n, k) if the prior factorizes, else (n,).
     """
     if prior.factorizes:
-        return lambda vae, x: prior.of_components(vae.posterior(x)), 1
+        return lambda vae, x: prior.of_components(vae.posterior(x))
     points = integration_points(n_components)
 
     def kl(vae, x):
-        posterior = vae.posterior(x)
-        eps = torch.as_tensor(points, dtype=x.dtype, device=x.device)
-        z = posterior.points(eps.unsqueeze(1))
-        return vae.prior.kl_divergence(posterior, z)
+        eps = _points_like(points, x)
 
-    return kl, len(points)
+        def of_part(*posterior):
+            posterior = Posterior(*posterior)
+            return vae.prior.kl_divergence(posterior, posterior.points(eps))
+
+        return in_parts(of_part, vae, len(points), *vae.posterior(x))
+
+    return kl
 
 
 def importance_weighted_bound(vae, noise, x, posterior, points, n_samples, scale):
@@ -188,7 +205,7 @@ def importance_weighted_bound(vae, noise, x, posterior, points, n_samples, scale
     # Each row sees the points in the reflection that its own code selects: the errors
     # of rows are then not all the same, and average out in the score of many.
     sign = torch.where(posterior.mean < 0, -1.0, 1.0).to(x.dtype)
-    eps = points.unsqueeze(1) * sign
+    eps = points * sign
     z = posterior.points(eps)
     log_joint = noise.log_prob(x, vae.decode(z), scale) + vae.prior.log_prob(z)
     # The entropy is that of the points (eps * eps).sum(-1) = k.

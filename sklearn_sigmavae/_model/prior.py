@@ -10,11 +10,9 @@ from ..priors import NormalPrior
 
 def build_prior(recipe, values):
     """The module of a prior with values for its parameters."""
-    return (
-        NormalDensity(recipe)
-        if type(recipe) is NormalPrior
-        else Density(recipe, values)
-    )
+    if type(recipe) is NormalPrior:
+        return NormalDensity(recipe)
+    return Density(recipe, values)
 
 
 class Density(nn.Module):
@@ -29,6 +27,11 @@ class Density(nn.Module):
         super().__init__()
         self.recipe, self._names = recipe, tuple(values)
         for name, value in values.items():
+            if hasattr(self, name):
+                raise ValueError(
+                    f"{type(recipe).__name__}.parameters must not use the name "
+                    f"{name!r}, which the module of a prior has already; rename it."
+                )
             # Recipes may choose a type, and views; training is in float32.
             self.register_parameter(name, nn.Parameter(value.detach().float().clone()))
 
@@ -36,9 +39,17 @@ class Density(nn.Module):
         """Parameters by name."""
         return {name: getattr(self, name) for name in self._names}
 
+    def _in_double(self):
+        return {
+            name: value.detach().to("cpu", torch.float64)
+            for name, value in self.named_values().items()
+        }
+
     def log_prob(self, z):
         """Log-density of codes (..., k), in nats."""
-        return self.recipe.log_prob(z, **self.named_values())
+        # It subtracts large numbers where components are narrow.
+        with torch.autocast(z.device.type, enabled=False):
+            return self.recipe.log_prob(z, **self.named_values())
 
     def kl_divergence(self, posterior, z):
         """KL divergence of posteriors (n,), a mean over points z (n_points, n, k)."""
@@ -63,19 +74,12 @@ class Density(nn.Module):
 
     def sample(self, n_samples, n_components, random_state):
         """Codes, an array in float64."""
-        values = {
-            name: v.double().numpy(force=True)
-            for name, v in self.named_values().items()
-        }
+        values = {name: v.numpy() for name, v in self._in_double().items()}
         return self.recipe.sample(n_samples, n_components, random_state, **values)
 
     def gaussians(self, n_components):
         """Log-weights, means and precisions of normal distributions, in float64."""
-        values = {
-            n: v.detach().to("cpu", torch.float64)
-            for n, v in self.named_values().items()
-        }
-        gaussians = self.recipe.gaussians(**values)
+        gaussians = self.recipe.gaussians(**self._in_double())
         if gaussians is None:
             # For other priors the standard normal is a start.
             eye = torch.eye(n_components, dtype=torch.float64)

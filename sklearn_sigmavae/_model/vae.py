@@ -100,7 +100,9 @@ class LinearTails(nn.Module):
 
     def split_codes(self, z):
         """Codes shortened, and what that takes from their locations, or None."""
-        factor = (self.limit / z.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+        # Codes of zero have a gradient, too.
+        norm = z.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+        factor = (self.limit / norm).clamp_max(1.0)
         if (factor == 1).all():
             return z, None
         inside = factor * z

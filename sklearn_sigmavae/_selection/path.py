@@ -107,7 +107,8 @@ class SigmaPath:
         sum of squares over features, in the squared units of the data; for other noise
         that of powers with its exponent.
     score : ndarray of shape (n_sigmas,)
-        Bound on the log-likelihood, in nats per row.
+        Bound on the log-likelihood, in nats per row, at the encoder's posteriors
+        (``refine=False`` in :meth:`SigmaVAE.score_samples`), like the two before.
     test_scores : ndarray of shape (n_sigmas, n_folds) or None
         With ``cv``, scores of the folds' models on their test rows, in nats per row.
     eigenvalues : ndarray of shape (n_axes,)

@@ -43,7 +43,7 @@ MIN_LEARNED_SCALE = 1e-3
 # one if the scale is learned, since it may fall far below that of the linear model.
 HIDDEN_BELOW, HIDDEN_BELOW_LEARNED = 0.15, 0.01
 
-# Noise does not start to fall from more than this part of the data's scale, which would
+# The largest noise that training starts with, relative to the data's scale. More would
 # hide what the linear model has found.
 LARGEST_SCALE = 0.4
 
@@ -77,8 +77,8 @@ class InitialModel:
     None, are parts of ``rows`` or rows of their own. ``tails`` are completed after
     training. ``is_far`` says that the rows are far larger than those that fixed the
     units. What others may share: ``units`` without axes, ``axes`` in these, None unless
-    the model starts at PCA, the ``size`` that coordinates are divided by, and what the
-    prior has ``fitted_codes`` to.
+    the model starts at PCA, the ``size`` that coordinates are divided by, and
+    ``fitted_codes``, what the prior knows of the codes.
     """
 
     params: object
