@@ -33,20 +33,27 @@ TABLES = (
 )
 MAX_ROWS = 8000
 
-# What we try. `small` is for the anomalies, where tables are small and many.
+# What we try. `small` is for the anomalies, where tables are small and many, and values
+# repeat: likelihoods would choose a model that knows these values and little else, so
+# none may be narrower than a tenth of a standard deviation.
 SIGMAS = (0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625, 0.003)
+SIGMAS_SMALL = SIGMAS[:3]
 OURS = {"normal": (), "mixture": (2, 5, 10, 20, 40)}
 OURS_SMALL = {"normal": (), "mixture": (1, 2, 5, 10)}
 # Of every SigmaVAE: like the others it is trained on all rows that it is given.
 SETTINGS = {"early_stopping": False}
 # Of those that are compared first.
-STEPS = 1500
+STEPS = 750
+# With fewer rows one held-out quarter says little, so models are compared on four.
+FEW_ROWS = 600
 
 BANDWIDTHS = np.logspace(-2, 0.4, 13).round(4).tolist()
+BANDWIDTHS_SMALL = [width for width in BANDWIDTHS if width >= 0.1]
 COVARIANCES = (
     *(("full", 1e-6), ("full", 1e-3)),
     *(("tied", 1e-6), ("diag", 1e-6), ("spherical", 1e-6)),
 )
+COVARIANCES_SMALL = ("full", 0.01), ("diag", 0.01)
 FLOWS = ((2, 64, 2e-3), (3, 128, 2e-3), (5, 256, 1e-3))
 DETECTORS = "iforest", "lof", "knn", "ocsvm", "ecod"
 
@@ -175,7 +182,7 @@ class NSF(BaseEstimator):
             X.shape[1], transforms=self.transforms, hidden_features=width
         )
         optimizer = torch.optim.Adam(flow.parameters(), lr=self.lr)
-        best, spent, self.n_iter_ = -np.inf, 0.0, 0
+        best, state, spent, self.n_iter_ = -np.inf, None, 0.0, 0
         while spent < 1:
             for batch in rows[torch.randperm(len(rows))].split(256):
                 # The rate follows the clock, so that it ends at zero on any machine.
@@ -200,6 +207,8 @@ class NSF(BaseEstimator):
                 )
             elif not np.isfinite(score):
                 break
+        if state is None:
+            raise ValueError("The flow diverged.")
         flow.load_state_dict(state)
         self.flow_ = flow
         return self
@@ -241,7 +250,8 @@ def candidates(model, n_features, small, seconds):
         sizes = np.unique(np.linspace(1, most, 12).astype(int)).tolist()
         yield [{"n_components": k} for k in sizes]
     elif model == "kde":
-        yield [{"bandwidth": width} for width in BANDWIDTHS[:: 2 if small else 1]]
+        widths = BANDWIDTHS_SMALL if small else BANDWIDTHS
+        yield [{"bandwidth": width} for width in widths]
     elif model == "nsf":
         for transforms, width, lr in FLOWS:
             size = {"transforms": transforms, "width": width, "lr": lr}
@@ -249,8 +259,8 @@ def candidates(model, n_features, small, seconds):
     else:
         bayes = model == "bayes_gmm"
         sizes = (1, 2, 3, 5, 8, 12) if small else (1, 2, 3, 5, 8, 12, 20, 30, 40)
-        for kind, floor in COVARIANCES:
-            if kind in ("full", "diag") or not (small or bayes):
+        for kind, floor in COVARIANCES_SMALL if small else COVARIANCES:
+            if kind in ("full", "diag") or not bayes:
                 shape = {"covariance_type": kind, "reg_covar": floor}
                 yield [
                     shape | {"n_components": k} for k in ((10, 30) if bayes else sizes)
@@ -261,7 +271,8 @@ def choose_ours(model, X, seed, small, split):
     """Parameters of a SigmaVAE, and their score.
 
     Its start is tuned first, which needs no training, then sigma after some epochs, and
-    at last after all of them, as long as smaller ones are better.
+    at last after all of them: two neighbours, and smaller ones as long as they are
+    better.
     """
     n_features, half = X.shape[1], max(1, X.shape[1] // 2)
     best, best_score, X = {"max_iter": 0}, -np.inf, X.astype(np.float32)
@@ -276,38 +287,54 @@ def choose_ours(model, X, seed, small, split):
             best, best_score = search.best_params_, float(search.best_score_)
         return search.best_params_["sigma"], search.best_score_
 
-    numbers = (OURS_SMALL if small else OURS)[model]
-    priors = {"prior__n_components": numbers} if numbers else {}
-    compare(sigma=SIGMAS, n_components=[n_features], **priors)
-    compare(sigma=SIGMAS, n_components=[half])
-    n_epochs = int(np.clip(STEPS * 128 / len(X), 20, 100))
-    sigmas = SIGMAS[:4] if small else SIGMAS[1:5]
-    first, _ = compare(sigma=sigmas, max_iter=[n_epochs])
-    last_score = -np.inf
-    for sigma in SIGMAS[SIGMAS.index(first) :]:
-        _, score = compare(sigma=[sigma], max_iter=["auto"])
-        if score < last_score:
+    sigmas, numbers = SIGMAS_SMALL if small else SIGMAS, OURS[model]
+    if small:
+        numbers = OURS_SMALL[model]
+    if numbers:
+        size = {"n_components": [n_features], "prior__n_components": numbers}
+        compare(sigma=[sigmas[len(sigmas) // 2]], **size)
+    for size in n_features, half:
+        compare(sigma=sigmas, n_components=[size])
+    if small:
+        compare(sigma=sigmas, max_iter=["auto"])
+        return best, best_score
+    n_epochs = int(np.clip(STEPS * 128 / len(X), 10, 100))
+    first, _ = compare(sigma=SIGMAS[1:5], max_iter=[n_epochs])
+    rest = SIGMAS[SIGMAS.index(first) :]
+    group, last_score = rest[:2], -np.inf
+    while group:
+        sigma, score = compare(sigma=group, max_iter=["auto"])
+        if sigma != group[-1] or score < last_score:
             break
-        last_score = score
+        last_score, rest = score, rest[len(group) :]
+        group = rest[:1]
     return best, best_score
 
 
 def choose(model, X, seed, small=False, seconds=60):
-    """Parameters that score best on a quarter of the training rows, and the score."""
-    split = ShuffleSplit(1, test_size=0.25, random_state=seed)
+    """Parameters that score best on quarters of the training rows, and the score."""
+    n_splits = 1 if len(X) > FEW_ROWS else 4
+    split = ShuffleSplit(n_splits, test_size=0.25, random_state=seed)
     n_features = X.shape[1]
     if model in OURS:
         return choose_ours(model, X, seed, small, split)
-    rows, held_out = next(split.split(X))
     best, best_score = None, -np.inf
+
+    def score_of(params):
+        try:
+            return np.mean(
+                [
+                    build(model, params, seed).fit(X[rows]).score_samples(X[held_out])
+                    for rows, held_out in split.split(X)
+                ]
+            ).item()
+        except ValueError:  # more components than rows, or a covariance collapsed
+            return -np.inf
+
     for family in candidates(model, n_features, small, seconds):
         scores = []
         for params in family:
-            try:
-                fitted = build(model, params, seed).fit(X[rows])
-                scores.append(fitted.score_samples(X[held_out]).mean().item())
-            except ValueError:  # more components than rows, or a covariance collapsed
-                scores.append(-np.inf)
+            scores.append(score_of(params))
             if scores[-1] > best_score:
                 best, best_score = params, scores[-1]
             # A mixture that got worse twice in growing would only cost more.
