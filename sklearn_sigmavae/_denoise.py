@@ -92,6 +92,7 @@ class Observations:
             y=self.y.to(like),
             known=None if self.known is None else self.known.to(like.device),
             scale=None if self.scale is None else self.scale.to(like),
+            outside=None if self.outside is None else self.outside.to(like),
         )
 
     def __len__(self):

@@ -10,9 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 from skorch.exceptions import DeviceWarning
 from small_vae import (
+    NOISE,
     BatchNormNetwork,
     DropoutNetwork,
     callback_of,
@@ -23,9 +25,11 @@ from small_vae import (
 )
 from torch import nn
 
+from sklearn_sigmavae import BatchedGridSearchCV
 from sklearn_sigmavae._model.settings import fits, is_out_of_memory, matmul_precision
 from sklearn_sigmavae._training import cuda_graph
 from sklearn_sigmavae.networks import MLP, Conv
+from sklearn_sigmavae.priors import MixturePrior
 
 ROWS = low_rank_rows(70)
 
@@ -495,6 +499,7 @@ def fit_on_cuda(monkeypatch, X, *, captured=True, **params):
         {"sigma": "mle"},
         {"optimizer": "adamw", "noise": "laplace"},
         {"network": Conv((3, 4), hidden_layer_sizes=(8,)), "image_shape": (5, 8)},
+        {"prior": MixturePrior(3)},
         {"precision": "bfloat16"},
         {"precision": "tf32", "lr_schedule": "constant"},
     ],
@@ -523,6 +528,46 @@ def test_cuda_fits_like_the_cpu(monkeypatch):
     again, _ = fit_on_cuda(monkeypatch, X)
     assert torch.equal(torch.cuda.get_rng_state(), state)
     np.testing.assert_allclose(again.score(X), on_cuda.score(X), atol=0.1)
+
+
+ON_EITHER_DEVICE = {
+    "transform": lambda vae, X: vae.transform(X),
+    "inverse_transform": lambda vae, X: vae.inverse_transform(X[:, :2]),
+    "score_samples": lambda vae, X: vae.score_samples(X),
+    "importance": lambda vae, X: vae.score_samples(X, n_importance_samples=64),
+    "kl_divergence": lambda vae, X: vae.kl_divergence(X),
+    "denoise": lambda vae, X: vae.denoise(X, noise_scale=2 * NOISE),
+    "denoise, of some scale": lambda vae, X: vae.denoise(X),
+    "denoise, by feature": lambda vae, X: vae.denoise(X, noise_scale=NOISE * X[0] ** 2),
+    "gaps": lambda vae, X: vae.denoise(np.where(X > 2, np.nan, X)),
+    "posterior": lambda vae, X: vae.posterior(X, noise_scale=NOISE)[0],
+}
+
+
+@gpu
+@pytest.mark.parametrize("prior", ["normal", MixturePrior(3)], ids=str)
+@pytest.mark.parametrize("call", ON_EITHER_DEVICE)
+def test_cuda_computes_what_the_cpu_does(call, prior):
+    X = low_rank_rows(200)
+    found = [
+        ON_EITHER_DEVICE[call](vae.fit(X), X)
+        for vae in (
+            small_vae(device=device, max_iter=0, prior=prior)
+            for device in ("cpu", "cuda")
+        )
+    ]
+    np.testing.assert_allclose(*found, atol=2e-3 if "denoise" in call else 1e-4)
+
+
+@gpu
+def test_searches_on_cuda_agree():
+    X = low_rank_rows(300)
+    found = [
+        search(small_vae(device="cuda"), {"sigma": [0.2, 0.4]}, cv=2).fit(X)
+        for search in (BatchedGridSearchCV, GridSearchCV)
+    ]
+    scores = [each.cv_results_["mean_test_score"] for each in found]
+    np.testing.assert_allclose(*scores, atol=1e-2)
 
 
 @gpu
@@ -581,7 +626,8 @@ def test_graphs_go_on_from_an_earlier_fit(monkeypatch):
     X = low_rank_rows(500)
     losses = []
     for captured in (True, False):
-        vae, _ = fit_on_cuda(monkeypatch, X, captured=captured, warm_start=True)
+        params = {"captured": captured, "warm_start": True, "early_stopping": False}
+        vae, _ = fit_on_cuda(monkeypatch, X, **params)
         with monkeypatch.context() as patch:
             if not captured:
                 patch.setattr(cuda_graph, "can_capture", lambda *args: False)
