@@ -82,12 +82,21 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     n_components : int, default=16
         Dimension of the codes. It may exceed the number of features; unused components
         stay at the prior (``n_active_components_`` counts the others).
-    sigma : float, array-like of shape (n_features,) or "mle", default=1.0
+    sigma : float, array-like of shape (n_features,), "auto" or "mle", default=1.0
         Scale of the noise in the units of `X`, one for all features or one for each, or
         an array of the shape of a sample. A Series, or a DataFrame of one row, is
         matched to the columns of `X` by name, if they have names. Smaller values keep
-        more detail and use more components. "mle" learns the maximum-likelihood scale
-        of the residuals [5]_.
+        more detail and use more components.
+
+        "auto" finds the scale in one fit: the noise of the training falls from above,
+        as the residuals of the held-out rows do, and of the epochs the one is kept that
+        is best for these rows, each at its own best scale. It needs ``beta=1`` and
+        ``early_stopping=True``, runs all of `max_iter`, and is one scale for all
+        features. A fit that goes on (``partial_fit``, ``warm_start``) keeps the scale
+        of its model.
+
+        "mle" learns the maximum-likelihood scale of the residuals of the training rows
+        [5]_; "auto" mostly reaches better scores.
     beta : float, default=1.0
         Weight of the KL term in training [6]_. A model with ``beta`` is a model with
         another ``sigma`` (:func:`equivalent_beta`); scores are always taken at 1.
@@ -143,8 +152,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         With "one_cycle", training starts with noise of up to this many times ``sigma``,
         at most 0.4 standard deviations of the data, and lowers it to ``sigma`` over the
         first 60 % of the epochs [8]_. It starts lower if there are few training steps.
-        1 disables annealing. It does not apply to noise without a scale, a learned
-        scale, or linear models that start at PCA. ``train_loss`` in ``history_`` is at
+        1 disables annealing. It does not apply to noise without a scale, to "auto",
+        which has a fall of its own, to "mle", or to linear models that start at PCA.
+        ``train_loss`` in ``history_`` is at
         the noise of its epoch, ``valid_loss`` at ``sigma``.
     batch_size : int, default=128
         Rows in a training batch; a single row left over joins the batch before.
@@ -193,7 +203,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     Attributes
     ----------
-    sigma_ : float or ndarray of the shape of `sigma`
+    sigma_ : float or ndarray of the shape of `sigma`, if that is an array
         Scale of the noise in use, in the units of `X` and the order of its columns;
         None for Bernoulli noise.
     noise_ : NoiseModel
@@ -208,7 +218,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         held out, ``valid_loss``, minus the bound (its KL term weighted by ``beta``) in
         nats per row. :meth:`score` improves the posteriors first and takes more points,
         so it is higher. With ``early_stopping``, ``improved`` marks the epochs
-        that are better than all before, the start included.
+        that are better than all before, the start included. With ``sigma="auto"``,
+        ``sigma`` is the best scale for the held-out rows, and ``valid_loss`` is at it.
     n_iter_ : int
         Number of epochs run.
     start_score_ : float
@@ -243,7 +254,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     -----
     Likelihoods of continuous data can mislead: constant or duplicated columns make them
     grow without bound as σ falls, and discrete data has no density at all. Only
-    ``sigma="mle"`` warns of that.
+    ``sigma="auto"`` and ``sigma="mle"`` warn of that.
 
     References
     ----------
@@ -278,11 +289,17 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     (1797, 64)
     >>> vae.n_active_components_
     10
+
+    The noise scale found by the fit itself, here in two of the 200 epochs that it would
+    take by default:
+
+    >>> vae.set_params(sigma="auto").fit(X).sigma_ < 3
+    True
     """
 
     _parameter_constraints: dict = {
         "n_components": [COUNT],
-        "sigma": [_POSITIVE, "array-like", StrOptions({"mle"})],
+        "sigma": [_POSITIVE, "array-like", StrOptions({"auto", "mle"})],
         "beta": [_POSITIVE],
         "noise": ANY_NOISE,
         "prior": ANY_PRIOR,
@@ -443,8 +460,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             `X_val` lies far outside of `X`, as it does in other units.
         ConvergenceWarning
             If no epoch improved on the start, if training ended below it or, at a
-            constant rate, while the held-out bound was rising, or if ``sigma="mle"``
-            meets a likelihood that grows without bound.
+            constant rate, while the held-out bound was rising, or if a `sigma` of
+            "auto" or "mle" meets a likelihood that grows without bound.
 
         Examples
         --------
@@ -474,7 +491,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ``init="pca"``, the start and the principal axes: take at least a few hundred,
         more than components, and shuffle the data before it is cut into chunks. A first
         chunk with fewer than two rows per feature keeps all directions. With
-        ``sigma="mle"`` the scale is that of the last chunk.
+        ``sigma="mle"`` the scale is that of the last chunk; "auto" needs :meth:`fit`
+        before, whose scale is kept.
 
         Parameters
         ----------

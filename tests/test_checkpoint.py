@@ -92,6 +92,7 @@ def n_epochs(vae):
         {},
         {"sigma": 0.02},
         {"sigma": "mle"},
+        {"sigma": "auto"},
         {"noise": "laplace", "early_stopping": False},
         {"lr_schedule": "constant", "n_iter_no_change": 7, "tol": 1e9},
         {

@@ -83,6 +83,7 @@ def twin(monkeypatch):
         {},
         {"lr_schedule": "constant", "early_stopping": False},
         {"sigma": "mle"},
+        {"sigma": "auto"},
         {"noise": "laplace", "optimizer": "adamw"},
         {"optimizer": "sgd", "learning_rate": 1e-3},
         {"network": DropoutNetwork()},
@@ -144,7 +145,7 @@ def replay_another_step(graph):
     ],
     ids=lambda trouble: str(next(iter(trouble.values()))).split()[1],
 )
-@pytest.mark.parametrize("params", [{}, {"sigma": "mle"}], ids=str)
+@pytest.mark.parametrize("params", [{}, {"sigma": "mle"}, {"sigma": "auto"}], ids=str)
 def test_a_step_that_cannot_be_captured_runs_eagerly(
     twin, monkeypatch, trouble, params
 ):
@@ -497,6 +498,7 @@ def fit_on_cuda(monkeypatch, X, *, captured=True, **params):
     [
         {},
         {"sigma": "mle"},
+        {"sigma": "auto"},
         {"optimizer": "adamw", "noise": "laplace"},
         {"network": Conv((3, 4), hidden_layer_sizes=(8,)), "image_shape": (5, 8)},
         {"prior": MixturePrior(3)},

@@ -8,11 +8,12 @@ import pytest
 import torch
 from linear_gaussian import log_likelihood
 from scipy import stats
-from small_vae import low_rank_rows, small_vae
+from small_vae import FactsOfRows, low_rank_rows, small_vae
 
 from sklearn_sigmavae import GeneralizedNormalNoise, SigmaVAE, equivalent_beta
 from sklearn_sigmavae._model.elbo import (
     N_POINTS,
+    FallingNoise,
     NegativeELBO,
     elbo_terms,
     importance_points,
@@ -80,8 +81,9 @@ def test_loss_is_minus_the_bound(module, exponent, shape):
     exact = torch.distributions.kl_divergence(posterior, prior)
     torch.testing.assert_close(kl, exact.sum(1))
     criterion = NegativeELBO(noise, 2.5, 0.3, 7.0)
-    loss = criterion(module, x, eps) + criterion.constant(module, 0.0)
-    torch.testing.assert_close(loss, 2.5 * kl.mean() - log_likelihood.mean() + 7.0)
+    loss = criterion.in_nats(module, criterion(module, x, eps).detach(), FactsOfRows(x))
+    expected = 2.5 * kl.mean() - log_likelihood.mean() + 7.0
+    assert loss == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0, 3.0])
@@ -92,7 +94,7 @@ def test_equivalence_of_beta_and_sigma(module, exponent):
         criterion = NegativeELBO(noise, beta, sigma, 0.0)
         loss = criterion(module, x, eps)
         gradients = torch.autograd.grad(loss, list(module.parameters()))
-        return loss.item() + criterion.constant(module, 0.0), gradients
+        return criterion.in_nats(module, loss.detach(), FactsOfRows(x)), gradients
 
     beta = equivalent_beta(0.4, 0.9, noise)
     loss, gradients = loss_and_gradients(0.4, beta)
@@ -122,7 +124,8 @@ def test_annealing_is_more_noise(module, exponent):
     plain = NegativeELBO(noise, 1.5, 0.2, 0.0).eval()
     criterion.eval()
     assert criterion(module, x, eps).equal(plain(module, x, eps))
-    assert criterion.constant(module, 0.0) == plain.constant(module, 0.0)
+    rows = FactsOfRows(x)
+    assert criterion.in_nats(module, 0.0, rows) == plain.in_nats(module, 0.0, rows)
 
 
 def test_annealed_loss_has_its_constant(module):
@@ -132,9 +135,43 @@ def test_annealed_loss_has_its_constant(module):
     for progress, factor in (0.0, 16.0), (0.3, 4.0), (0.6, 1.0), (0.99, 1.0):
         criterion.anneal(progress, 100.0)
         assert criterion.kl_factor == pytest.approx(factor)
-        loss = criterion(module, x, eps) + criterion.constant(module, 0.0)
+        loss = criterion.in_nats(
+            module, criterion(module, x, eps).detach(), FactsOfRows(x)
+        )
         expected = 2.5 * factor * kl.mean() - log_likelihood.mean() + 7.0
-        torch.testing.assert_close(loss, expected)
+        assert loss == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0, 3.0])
+def test_noise_that_follows_has_the_loss_of_its_scale(module, exponent):
+    noise, x, eps = GeneralizedNormalNoise(exponent), normal(50, 6), normal(4, 50, 3)
+    parameters, rows = list(module.parameters()), FactsOfRows(x, 0.7)
+
+    def loss_and_gradients(criterion):
+        loss = criterion(module, x, eps)
+        gradients = torch.autograd.grad(loss, parameters)
+        return criterion.in_nats(module, loss.detach(), rows), gradients
+
+    falling = FallingNoise(0.9, 1e-3, 1.0)
+    criterion = NegativeELBO(noise, 1.0, 0.2, 7.0, falling=falling)
+    criterion.anneal(0.0, 1.0)
+    loss, gradients = loss_and_gradients(criterion)
+    expected, others = loss_and_gradients(NegativeELBO(noise, 1.0, 0.9, 7.0))
+    assert loss == pytest.approx(expected)
+    for gradient, other in zip(gradients, others, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-10)
+    # Held-out rows have the loss of the scale that is best for them.
+    criterion.eval()
+    criterion.begin_epoch(rows)
+    with torch.no_grad():
+        best = criterion.in_nats(module, criterion(module, x, eps), rows)
+    for factor in (0.99, 1.0, 1.01):
+        fixed = NegativeELBO(noise, 1.0, factor * falling.best, 7.0).eval()
+        other, _ = loss_and_gradients(fixed)
+        if factor == 1.0:
+            assert best == pytest.approx(other, abs=1e-5)
+        else:
+            assert best < other
 
 
 def test_learned_scale_has_the_gradient_through_it(module):

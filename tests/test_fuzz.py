@@ -56,11 +56,12 @@ ERRORS = [
     r"The convolutional network of SigmaVAE needs images of at least 4 x 4 pixels",
     r"Training diverged",
     r"A fit that continues from an earlier one .* cannot change ",
+    r"sigma='auto' (needs beta=1|is chosen together with|is chosen by all)",
 ]
 WARNINGS = [
     r"X is constant",
     r"No component is in use at the start: sigma=",
-    r"sigma='mle' reached its lower limit",
+    r"sigma='(mle|auto)' reached its lower limit",
     r"No epoch improved on the start",
     r"The held-out bound was still rising",
     r"Residuals of typical rows are",
@@ -271,7 +272,9 @@ def parameters(draw):
     inits = ["pca", "random"] if linear_path else ["random", "random", "random", "pca"]
     return {
         "n_components": draw(st.one_of(st.integers(1, 8), st.integers(1, 40))),
-        "sigma": draw(st.one_of(FACTORS, FACTORS, st.just("mle"), scales)),
+        "sigma": draw(
+            st.one_of(FACTORS, FACTORS, st.sampled_from(["mle", "auto"]), scales)
+        ),
         "beta": draw(seldom([1.0, 1.0], log_floats(-10, 10))),
         "noise": draw(seldom(["gaussian", "laplace", "bernoulli"], exponents)),
         "network": draw(seldom(["mlp", "mlp"], st.just("conv"))),
@@ -407,7 +410,7 @@ def test_a_fit_gives_a_finite_model_or_a_documented_error(n):
 X = low_rank_rows()
 BINARY = low_rank_rows(20) > 1
 SETTINGS = {
-    "sigma": [0.1, 1.0, "mle"],
+    "sigma": [0.1, 1.0, "mle", "auto"],
     "n_components": [1, 2, 5],
     "noise": ["gaussian", "laplace", "bernoulli"],
     "hidden_layer_sizes": [(8,), (), [4, 4]],

@@ -2,11 +2,13 @@
 
 import functools
 import pickle
+import threading
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
@@ -36,6 +38,7 @@ from sklearn_sigmavae import (
     metrics,
 )
 from sklearn_sigmavae._selection import grid_search as search_module
+from sklearn_sigmavae._selection.jobs import THREAD_NAME
 from sklearn_sigmavae._training import stack as stack_module
 from sklearn_sigmavae._training.stack import fit_stack
 
@@ -381,6 +384,97 @@ def test_a_search_under_no_grad(context):
 
 
 # Processes, memory and progress
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """Threads of the process, for however little work; names of those that trained."""
+    names, fit = [], search_module.fit_stack
+
+    def noted(*args):
+        names.append(threading.current_thread().name)
+        return fit(*args)
+
+    monkeypatch.setattr(search_module, "fit_stack", noted)
+    monkeypatch.setattr(search_module, "OPERATIONS_PER_THREAD", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield names
+    torch.set_num_threads(before)
+
+
+def pool_threads():
+    """Names of the threads that a search has left behind."""
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if THREAD_NAME in name]
+
+
+def test_threads_find_what_one_finds(two_threads):
+    alone = BatchedGridSearchCV(moving_vae(), GRID, cv=CV, n_jobs=1).fit(X)
+    assert two_threads == ["MainThread"]
+    two_threads.clear()
+    shared = BatchedGridSearchCV(moving_vae(), GRID, cv=CV).fit(X)
+    assert len(two_threads) == 2
+    assert all(THREAD_NAME in name for name in two_threads)
+    assert_same_results(shared, alone)
+    np.testing.assert_allclose(split_scores(shared), split_scores(alone), atol=1e-5)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"scoring": metrics.reconstruction_scorer},
+        {"n_jobs": 1},
+        {"estimator": moving_vae(network=DropoutNetwork())},
+    ],
+    ids=["scoring", "n_jobs", "one by one"],
+)
+@pytest.mark.filterwarnings("ignore:Some candidates cannot")
+def test_threads_are_not_used(two_threads, params):
+    search = BatchedGridSearchCV(moving_vae(), GRID, cv=CV)
+    search.set_params(**params).fit(X)
+    assert all(THREAD_NAME not in name for name in two_threads)
+
+
+def test_threads_are_not_used_for_little_work(two_threads, monkeypatch):
+    monkeypatch.setattr(search_module, "OPERATIONS_PER_THREAD", 1e12)
+    BatchedGridSearchCV(moving_vae(), GRID, cv=CV).fit(X)
+    assert two_threads == ["MainThread"]
+
+
+def test_an_error_in_a_thread_ends_the_search(two_threads):
+    vae = moving_vae(learning_rate=1e30, max_iter=4)
+    search = BatchedGridSearchCV(vae, GRID, cv=CV, error_score="raise")
+    with pytest.raises(ValueError, match="diverged"):
+        search.fit(X)
+    assert not hasattr(search, "cv_results_")
+    assert not pool_threads()
+
+
+def test_an_interrupt_ends_the_threads(two_threads, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sklearn_sigmavae._selection.jobs.as_completed", interrupt)
+    search = BatchedGridSearchCV(moving_vae(max_iter=10**6), GRID, cv=CV)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(X)
+    # Threads end with their epoch, and not with their training.
+    assert not pool_threads()
+
+
+def test_settings_of_the_caller_hold_in_threads(two_threads, monkeypatch):
+    found, fit = [], search_module.fit_stack
+
+    def noted(*args):
+        found.append(sklearn.get_config()["working_memory"])
+        return fit(*args)
+
+    monkeypatch.setattr(search_module, "fit_stack", noted)
+    with sklearn.config_context(working_memory=7):
+        BatchedGridSearchCV(moving_vae(), GRID, cv=CV).fit(X)
+    assert found == [7, 7]
 
 
 def test_two_processes_find_what_one_finds():

@@ -40,6 +40,7 @@ VARIANTS = {
     "defaults": ({}, X),
     "float32": ({}, X.astype(np.float32)),
     "mle": ({"sigma": "mle"}, X),
+    "auto": ({"sigma": "auto"}, X),
     "scales": ({"sigma": [0.1, 0.2, 0.3, 0.4, 0.5]}, X),
     "series of scales": ({"sigma": pd.Series(np.linspace(0.1, 0.5, 5))}, X),
     "array of scales": ({"sigma": np.linspace(0.1, 0.5, 5)}, X),

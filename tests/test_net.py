@@ -80,7 +80,7 @@ def test_losses_are_minus_the_bound_in_the_units_of_the_data(params, factor):
     last = vae.history_[-1]
     np.testing.assert_allclose(last["train_loss"], -vae.score(factor * rows), atol=0.15)
     np.testing.assert_allclose(
-        last["valid_loss"], -vae.score(factor * held_out), atol=0.05
+        last["valid_loss"], -vae.score(factor * held_out), atol=0.12
     )
 
 

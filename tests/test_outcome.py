@@ -153,7 +153,7 @@ def test_a_sigma_far_below_the_residuals_is_reported(sigma):
     assert vae.reconstruction_error_ / 2 < named < 2 * vae.reconstruction_error_
     # Scales that are learned, or absent, are not judged.
     binary = (rows > rows.mean(axis=0)).astype(float)
-    for params in ({"sigma": "mle"}, {"noise": "bernoulli"}):
+    for params in ({"sigma": "mle"}, {"sigma": "auto"}, {"noise": "bernoulli"}):
         assert not mentions("Residuals", small_vae(**params).fit, binary)
 
 

@@ -148,9 +148,9 @@ def test_the_distortion_is_that_of_the_bound(noise):
 
 def test_the_models_are_fitted_estimators():
     # Neither its sigma nor its number of epochs counts, and it is left as it is.
-    vae = small_vae(sigma="mle", max_iter=7)
+    vae = small_vae(sigma="auto", max_iter=7)
     path = sigma_path(X, SIGMAS, estimator=vae, max_iter=2)
-    assert vars(vae) == vars(small_vae(sigma="mle", max_iter=7))
+    assert vars(vae) == vars(small_vae(sigma="auto", max_iter=7))
     for sigma, estimator, score, kl in zip(
         SIGMAS, path.estimators, path.score, path.kl, strict=True
     ):

@@ -54,10 +54,11 @@ def _joblib_copy(estimator, path):
     [
         {},
         {"sigma": "mle"},
+        {"sigma": "auto"},
         {"network": DropoutNetwork(), "noise": "laplace"},
         {"callbacks": [EpochRecorder()], "optimizer": "sgd"},
     ],
-    ids=["defaults", "mle", "dropout", "callbacks"],
+    ids=["defaults", "mle", "auto", "dropout", "callbacks"],
 )
 def test_copies_are_the_same_model_and_independent(copy_of, params, tmp_path):
     vae = copy_of(small_vae(**params), tmp_path).fit(X)

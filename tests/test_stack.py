@@ -1,5 +1,6 @@
 """A stack's members train as each would alone, whatever happens to the others."""
 
+import itertools
 from copy import deepcopy
 
 import numpy as np
@@ -37,6 +38,7 @@ MEMBERS = [
 PATIENT = {"lr_schedule": "constant", "max_iter": 12}
 RESTLESS = {**PATIENT, "learning_rate": 3e-2, "init": "random"}
 SGD = {"optimizer": "sgd", "learning_rate": 1e-4}
+AUTO = {"sigma": "auto", "beta": 1.0}
 CASES = {
     "one cycle": {},
     "constant, patience of 1": {**RESTLESS, "n_iter_no_change": 1},
@@ -48,6 +50,10 @@ CASES = {
     "exponent of 1.5": {"noise": GeneralizedNormalNoise(1.5)},
     "bernoulli": {"noise": "bernoulli"},
     "learned sigma": {"sigma": "mle"},
+    "sigma of held-out rows": AUTO,
+    "sigma of held-out rows, laplace": {**AUTO, "noise": "laplace", **SGD},
+    "sigma of held-out rows, at random": {**AUTO, "init": "random"},
+    "sigma of held-out rows, patient": {**AUTO, **PATIENT},
     "learned sigma, no early stopping": {"sigma": "mle", "early_stopping": False},
     # Its gradient has jumps, which Adam's first steps would make long ones.
     "learned sigma, laplace": {"sigma": "mle", "noise": "laplace", **SGD},
@@ -152,8 +158,14 @@ def test_members_train_as_alone(case):
         assert min(n_iter) < params["max_iter"]
 
 
-@pytest.mark.parametrize("early_stopping", [True, False])
-@pytest.mark.parametrize("params", [{}, {"sigma": "mle"}], ids=str)
+@pytest.mark.parametrize(
+    ("params", "early_stopping"),
+    [
+        *itertools.product([{}, {"sigma": "mle"}], [True, False]),
+        (AUTO, True),
+    ],
+    ids=str,
+)
 def test_members_train_as_alone_with_held_out_rows(params, early_stopping):
     X_val = [low_rank_rows(20, seed=seed) for seed in (3, 4)]
     data = list(zip(folds(X), X_val, strict=True))

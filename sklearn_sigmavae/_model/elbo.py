@@ -1,6 +1,7 @@
 """The evidence lower bound: its terms, and the points its expectation is taken over."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from .vae import Posterior
 N_POINTS = 64
 
 # Part of the training in which noise falls to its scale.
-_ANNEALED = 0.6
+ANNEALED = 0.6
+
+# Noise that follows held-out rows falls by at most SLOW_FALL times while it is
+# annealed, the slower the better, but arrives at them after this part of the training.
+SLOW_FALL, _ARRIVED = 4.0, 0.8
+
+# At the end of the training noise that follows held-out rows is this fraction of what
+# they have: smaller noise draws the residuals after it, while too small a noise, or too
+# early, is a minimum that training does not leave.
+_LAST_FRACTION = 0.9
 
 # Steps that refine a posterior mean at most, the gain in nats that is worth another,
 # and how short a step may become.
@@ -215,6 +225,49 @@ def importance_weighted_bound(vae, noise, x, posterior, points, n_samples, scale
     return (groups.logsumexp(dim=1) - math.log(n_samples)).mean(dim=0)
 
 
+@dataclass
+class FallingNoise:
+    """Noise of the training that falls as the residuals of held-out rows do.
+
+    It begins at ``first``. ``best`` is the scale, at least ``lowest``, at which the
+    loss of the held-out rows is least. All are in internal units, of which one is
+    ``unit`` in those of the data.
+    """
+
+    first: float
+    lowest: float
+    unit: float
+    scale: float | None = None
+    best: float | None = None
+    progress: float = 0.0
+
+    def step(self, progress):
+        """Set the scale for when a part of training is over."""
+        if self.scale is None:
+            self.scale = self.first
+        else:
+            part = progress - self.progress
+            wanted = self.best * (1 - (1 - _LAST_FRACTION) * progress)
+            # A geometric sequence that arrives in time, if a slow one does not.
+            left = max(part, _ARRIVED - self.progress)
+            in_time = (wanted / self.scale) ** (part / left)
+            fall = min(SLOW_FALL ** (-part / ANNEALED), in_time)
+            self.scale = min(self.scale, max(fall * self.scale, wanted))
+        self.progress = progress
+
+    def move(self, loss, energy, scale, n_features, exponent):
+        """Loss of held-out rows at their best scale, from that at another one.
+
+        ``energy`` is what they have of it there, in nats per row.
+        """
+        # Zero, or not finite if the training has diverged.
+        ratio = (exponent * energy / n_features) ** (1 / exponent)
+        self.best = max(scale * ratio, self.lowest) if ratio >= 0 else math.inf
+        with np.errstate(all="ignore"):
+            change = energy * (np.float64(scale / self.best) ** exponent - 1)
+            return loss + change + n_features * np.log(self.best / scale)
+
+
 class NegativeELBO(nn.Module):
     """The training loss: minus the ELBO, in nats per row and in the data's units.
 
@@ -222,26 +275,40 @@ class NegativeELBO(nn.Module):
     units adds to the loss. With ``min_scale`` the scale is learned: in training it is
     the maximum-likelihood scale of each batch, never below this, and in evaluation that
     of the last epoch. In training the KL divergence counts ``kl_factor`` times, which
-    :meth:`anneal` lets fall from ``first_factor``.
+    :meth:`anneal` lets fall from ``first_factor``, or such that the noise is what
+    ``falling`` wants; evaluations are then at the best scale for their rows.
     """
 
     def __init__(
-        self, noise, beta, scale, log_volume, min_scale=None, first_factor=1.0
+        self,
+        noise,
+        beta,
+        scale,
+        log_volume,
+        min_scale=None,
+        first_factor=1.0,
+        falling=None,
     ):
         super().__init__()
         self.noise, self.beta, self.scale = noise, beta, scale
         self.first_factor, self.kl_factor = first_factor, 1.0
         self.log_volume, self.min_scale = log_volume, min_scale
+        self.falling = falling
         self.power = self.outside = None
         self.has_outside = False
 
     @property
     def learns_scale(self):
-        """bool : Whether the scale is learned."""
+        """bool : Whether the scale is learned from the rows of the training."""
         return self.min_scale is not None
 
+    @property
+    def follows(self):
+        """bool : Whether the scale follows held-out rows."""
+        return self.falling is not None
+
     def forward(self, vae, x, eps):
-        """Mean loss of rows (..., n, d), less :meth:`constant`.
+        """Mean loss of rows (..., n, d), less what :meth:`in_nats` adds.
 
         Points are of shape (..., n, k), or (..., n_points, n, k) if there are several
         for each row. In a stack all shapes, and that of the loss, begin with n_members.
@@ -267,11 +334,17 @@ class NegativeELBO(nn.Module):
         if is_learning:
             scale = self._batch_scale(vae, x, location, n_rows)
         energy = self.noise.energy(x, location, self._for_rows(scale))
+        if self.follows and not self.training:
+            self.power.add_(energy, alpha=n_rows / n_draws)
         weight = 0.5 * self.beta * (n_draws / n_rows)
         if self.training:
             weight = weight * self.kl_factor
         kl = vae.prior.doubled_kl(posterior, z)
         loss = _add_weighted(energy, kl, weight) * (1 / n_draws)
+        if self.follows and self.training:
+            # That of the noise, which grows as the noise falls: with it the steps of
+            # optimizers that remember the size of gradients are longer, and gain more.
+            loss = loss / self.kl_factor
         if is_learning:
             loss = loss + vae.layout.n_features * self.noise.log_normalizer(scale)
             if self.has_outside:
@@ -284,22 +357,35 @@ class NegativeELBO(nn.Module):
         """tuple : Numbers that the training loss depends on."""
         return self.beta, self.min_scale, None if self.learns_scale else self.scale
 
-    def constant(self, vae, outside):
-        """What :meth:`forward` leaves out of the loss, in nats.
+    def in_nats(self, vae, loss, dataset):
+        """Loss, in nats, that a mean of :meth:`forward` over a dataset stands for.
 
-        ``outside`` is the mean squared norm of what rows have outside of the axes.
+        It is at the scale that is best for these rows if evaluations choose it.
         """
+        return self._in_nats(vae, loss, dataset.outside, len(dataset), self.power)
+
+    def _in_nats(self, vae, loss, outside, n_rows, power):
+        """The same for the mean squared norm of what is outside of the axes."""
         kl = 0.5 * vae.prior.constant(vae.n_components)
-        if self.training:
-            kl = kl * float(self.kl_factor)
-        constant = self.log_volume + self.beta * kl
+        factor = float(self.kl_factor) if self.training else 1.0
+        scale = self.scale
+        # The loss of noise that follows is divided by the factor.
+        loss = loss + self.beta * kl * (1.0 if self.follows else factor)
+        n_features = vae.layout.n_features
         if not (self.training and self.learns_scale):
-            log_normalizer = self.noise.log_normalizer(self.scale)
-            constant = constant + vae.layout.n_features * log_normalizer
+            of_rest = 0.0
             if outside:
                 squares = torch.tensor(outside, dtype=torch.float64)
-                constant = constant + energy_outside(self.noise, squares, self.scale)
-        return float(constant)
+                of_rest = float(energy_outside(self.noise, squares, scale))
+            loss = loss + of_rest / (factor if self.follows else 1.0)
+            if self.follows and self.training:
+                scale = self.falling.scale
+            loss = loss + n_features * float(self.noise.log_normalizer(scale))
+            if self.follows and not self.training:
+                energy = float(power) / n_rows + of_rest
+                exponent = self.noise.exponent
+                loss = self.falling.move(loss, energy, scale, n_features, exponent)
+        return float(loss + self.log_volume)
 
     def anneal(self, progress, largest):
         """Set the factor of the KL divergence for when a part of training is over.
@@ -307,8 +393,13 @@ class NegativeELBO(nn.Module):
         More weight to it is more noise, exactly: the noise falls, like a geometric
         sequence, to its scale, at which the rest of the training takes place.
         """
-        first = min(self.first_factor, largest)
-        factor = first ** max(0.0, 1 - progress / _ANNEALED)
+        if self.follows:
+            exponent = self.noise.exponent
+            self.falling.step(progress)
+            factor = (self.falling.scale / self.scale) ** exponent
+        else:
+            first = min(self.first_factor, largest)
+            factor = first ** max(0.0, 1 - progress / ANNEALED)
         if torch.is_tensor(self.kl_factor):
             # Captured steps read it.
             self.kl_factor.fill_(factor)
@@ -330,9 +421,19 @@ class NegativeELBO(nn.Module):
             self.power.add_(power, alpha=n_rows)
             return (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
 
+    @property
+    def best_scale(self):
+        """float or ndarray : Scale that is best for rows evaluated last, or NaN."""
+        return self.falling.best if self.follows else math.nan
+
+    @property
+    def best_sigma(self):
+        """float or ndarray : The same in the units of the data."""
+        return self.falling.best * self.falling.unit
+
     def begin_epoch(self, dataset):
-        """Start to collect what the learned scale, if any, is computed from."""
-        if self.learns_scale:
+        """Start to collect what the scale, if it is not given, is computed from."""
+        if self.learns_scale or self.follows:
             outside = torch.as_tensor(dataset.outside, dtype=torch.float32)
             if self.power is None:
                 self.power = torch.zeros_like(outside, device=dataset.device)
@@ -349,9 +450,10 @@ class NegativeELBO(nn.Module):
             power = self.power.cpu().double() / n_rows
             scale = power ** (1 / self.noise.exponent)
             lowest = torch.as_tensor(self.min_scale, dtype=torch.float64, device="cpu")
-            self._set_scale(torch.maximum(scale, lowest))
+            self.set_scale(torch.maximum(scale, lowest))
 
-    def _set_scale(self, scale):
+    def set_scale(self, scale):
+        """Evaluate at another scale, a tensor."""
         self.scale = scale.item()
 
 

@@ -74,9 +74,10 @@ def limited_threads(n_operations, device):
         # so only an outer call in this thread counts.
         before = getattr(_of_this_thread, "limit", None)
         wanted = int(n_operations / OPERATIONS_PER_THREAD) if is_cpu else allowed
+        allowed_here = min(allowed, getattr(_of_this_thread, "most", None) or allowed)
         # OpenMP's threads do not exist in a forked child, and torch would wait for them
         # forever. With one thread it needs none.
-        limit = min(allowed, max(1, wanted)) if os.getpid() == _IMPORTED_BY else 1
+        limit = min(allowed_here, max(1, wanted)) if os.getpid() == _IMPORTED_BY else 1
         _of_this_thread.limit = limit
         torch.set_num_threads(limit)
         try:
@@ -84,6 +85,25 @@ def limited_threads(n_operations, device):
         finally:
             _of_this_thread.limit = before
             torch.set_num_threads(before or allowed)
+
+
+@contextmanager
+def shared_threads(n_sharers):
+    """Context for several Python threads that compute at the same time.
+
+    It gives a context in which one of them computes with its share of torch's threads.
+    """
+
+    @contextmanager
+    def share():
+        _of_this_thread.most = max(1, allowed // n_sharers)
+        try:
+            yield
+        finally:
+            _of_this_thread.most = None
+
+    with _threads() as allowed:
+        yield share
 
 
 # Random state

@@ -9,6 +9,7 @@ from itertools import chain
 from numbers import Number
 from typing import NamedTuple
 
+import torch
 from joblib import effective_n_jobs
 from sklearn.base import _fit_context, clone
 from sklearn.model_selection import GridSearchCV, ParameterGrid, check_cv
@@ -25,9 +26,11 @@ from sklearn.utils import _safe_indexing, indexable
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_method_params, check_is_fitted
 
+from .._model.settings import OPERATIONS_PER_THREAD, resolve_device
 from .._sigma_vae import SigmaVAE
 from .._training.callbacks import ProgressCallback
 from .._training.fit import TrainingSchedule, count_epochs
+from .._training.initial import check_auto
 from .._training.outcome import gather_remarks
 from .._training.stack import fit_stack, limit_of_stack
 from .._validation import as_samples, check_sigma, check_splits
@@ -72,8 +75,10 @@ class BatchedGridSearchCV(GridSearchCV):
         How to score; by default :meth:`SigmaVAE.score`, the bound in nats per row. See
         :mod:`sklearn_sigmavae.metrics` for others.
     n_jobs : int, default=None
-        Number of chunks that run at a time, each in a process of its own; one process
-        uses all cores. On a cluster: ``joblib.parallel_config(backend="dask")``.
+        Number of chunks that run at a time, each in a process of its own. None is one
+        process, whose chunks run in as many threads as torch may use, if there is
+        enough work for them and `scoring` is None. On a cluster:
+        ``joblib.parallel_config(backend="dask")``.
     refit : bool, str or callable, default=True
         Whether, and by which score, to fit the best candidate to all of the data.
     cv : int, cross-validation generator or iterable, default=None
@@ -193,7 +198,16 @@ class BatchedGridSearchCV(GridSearchCV):
         folds = check_cv(self.cv, y).split(X, y, **routed.splitter.split)
         splits = check_splits(folds)
         layouts = _check_candidates(base, candidates, X)
-        chunks, reasons = _cut(base, candidates, layouts, splits, self.n_jobs)
+        n_threads = self._count_threads(base, candidates)
+        n_workers = n_threads or effective_n_jobs(self.n_jobs)
+        chunks, reasons = _cut(base, candidates, layouts, splits, n_workers)
+        # Threads would wait for Python if there is little work, and models that train
+        # one by one draw from the process's random state.
+        n_operations = sum(chunk.n_operations for chunk in chunks)
+        is_little = n_operations < n_threads * OPERATIONS_PER_THREAD
+        if n_threads and (is_little or not all(chunk.is_stack for chunk in chunks)):
+            n_threads = 0
+            chunks, reasons = _cut(base, candidates, layouts, splits, 1)
         if reasons:
             message = "Some candidates cannot be trained in a stack and are trained "
             message += f"one by one: {'; '.join(reasons)}."
@@ -218,6 +232,7 @@ class BatchedGridSearchCV(GridSearchCV):
             verbose=self.verbose,
             description=type(self).__name__,
             pre_dispatch=self.pre_dispatch,
+            n_threads=n_threads,
         )
         out = [result for _, result in sorted(chain.from_iterable(of_chunks))]
         remarks = [remark for result in out for remark in result.pop("remarks", ())]
@@ -252,6 +267,19 @@ class BatchedGridSearchCV(GridSearchCV):
         # Last, so that nothing is lost where warnings are errors.
         gather_remarks(remarks, len(out))
         return self
+
+    def _count_threads(self, base, candidates):
+        """Chunks that may run at a time in threads of this process; 0 for none.
+
+        Scorers of the user need not be able to run in several.
+        """
+        is_alone = self.n_jobs is None and effective_n_jobs(None) == 1
+        if not is_alone or self.scoring is not None:
+            return 0
+        devices = {params.get("device", base.device) for params in candidates}
+        if any(resolve_device(device).type != "cpu" for device in devices):
+            return 0
+        return torch.get_num_threads()
 
     # Methods of the best model that scikit-learn's searches do not delegate.
 
@@ -336,11 +364,15 @@ class Fit(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Fits that run together, as a stack or one by one, and their number of epochs."""
+    """Fits that run together, as a stack or one by one.
+
+    ``n_epochs`` are those of all, ``n_operations`` those of a step of the stack.
+    """
 
     fits: list
     is_stack: bool
     n_epochs: int
+    n_operations: float
 
 
 def _evaluate(chunk, X, y, base, splits, scoring, bar):
@@ -357,6 +389,8 @@ def _evaluate(chunk, X, y, base, splits, scoring, bar):
     models = [None] * len(fits)
     if chunk.is_stack:
         models = _train(fits, samples, base, bar)
+    if getattr(bar, "is_stopped", False):
+        raise KeyboardInterrupt
     seconds = (time.time() - start) / len(fits)
     results = []
     for (candidate, split, params), model in zip(fits, models, strict=True):
@@ -426,6 +460,7 @@ def _check_candidates(base, candidates, X):
     for params in candidates:
         estimator = _candidate(base, params)
         estimator._validate_params()
+        check_auto(estimator)
         shape = repr(estimator.image_shape), estimator.channels_first
         if shape not in checked:
             checked[shape] = estimator._check_samples(X)
@@ -436,7 +471,7 @@ def _check_candidates(base, candidates, X):
     return layouts
 
 
-def _cut(base, candidates, layouts, splits, n_jobs):
+def _cut(base, candidates, layouts, splits, n_workers):
     """Chunks of fits that can run side by side, and why some are no stacks."""
     groups = defaultdict(list)
     for split, (train, _) in enumerate(splits):
@@ -445,22 +480,25 @@ def _cut(base, candidates, layouts, splits, n_jobs):
     chunks, reasons = [], []
     for (*_, n_train), fits in groups.items():
         estimator = _candidate(base, fits[0].params)
-        reason, size = limit_of_stack(estimator, layouts[fits[0].candidate])
+        layout = layouts[fits[0].candidate]
+        reason, size, n_operations = limit_of_stack(estimator, layout)
+        n_operations *= min(estimator.batch_size, n_train)
         if reason and reason not in reasons:
             reasons.append(reason)
-        # So that no process waits for others, and chunks are of about equal size.
-        size = min(size, math.ceil(len(fits) / effective_n_jobs(n_jobs)))
+        # So that no worker waits for others, and chunks are of about equal size.
+        size = min(size, math.ceil(len(fits) / n_workers))
         size = math.ceil(len(fits) / math.ceil(len(fits) / size))
         for start in range(0, len(fits), size):
             part = fits[start : start + size]
             n_epochs = len(part) * count_epochs(estimator, n_train)
-            chunks.append(Chunk(part, not reason, n_epochs))
+            chunks.append(Chunk(part, not reason, n_epochs, len(part) * n_operations))
     return chunks, reasons
 
 
 def _group(params, n_train):
     """Key of what a candidate must share with others in its stack."""
-    sigma = "sigma" in params, isinstance(params.get("sigma"), str)
+    sigma = params.get("sigma")
+    sigma = "sigma" in params, sigma if isinstance(sigma, str) else None
     others = frozenset(
         (name, value if isinstance(value, str | Number) else id(value))
         for name, value in params.items()

@@ -21,7 +21,8 @@ class KeepBest(Callback):
     the last of them ends, and leaves the others as they are.
     """
 
-    _STATE = ("best_loss", "reference", "misses", "n_epochs", "best_epoch", "weights")
+    _STATE = ("best_loss", "best_scale", "best_epoch", "weights")
+    _STATE += ("reference", "misses", "n_epochs")
 
     weights = None
 
@@ -34,6 +35,7 @@ class KeepBest(Callback):
             return
         loss = np.asarray(net.start_loss_)
         self.best_loss = np.where(np.isnan(loss), math.inf, loss)
+        self.best_scale = np.asarray(net.criterion_.best_scale)
         self.reference = self.best_loss
         self.misses = self.n_epochs = self.best_epoch = np.zeros(loss.shape, dtype=int)
         self.weights = deepcopy(net.module_.state_dict())
@@ -45,6 +47,8 @@ class KeepBest(Callback):
         improved = runs & (loss < self.best_loss)
         net.history.record("improved", improved if improved.ndim else bool(improved))
         self.best_loss = np.where(improved, loss, self.best_loss)
+        scale = net.criterion_.best_scale
+        self.best_scale = np.where(improved, scale, self.best_scale)
         if improved.any():
             self._keep(net.module_.state_dict(), improved)
             self.best_epoch = np.where(improved, self.n_epochs, self.best_epoch)
@@ -57,6 +61,8 @@ class KeepBest(Callback):
     def on_train_end(self, net, **kwargs):
         """Restore the best weights."""
         net.module_.load_state_dict(self.weights)
+        if net.criterion_.follows:
+            net.criterion_.set_scale(torch.from_numpy(np.asarray(self.best_scale)))
         self.weights = None
 
     def state(self):

@@ -19,6 +19,7 @@ from skorch.callbacks import Callback, PassthroughScoring
 
 from .. import _files
 from .._errors import DivergenceError, ModelFileError
+from .._model.elbo import FallingNoise
 from .._model.settings import resolve_device
 from .initial import draw_seeds
 
@@ -27,7 +28,7 @@ try:
 except ImportError:  # where files cannot be locked
     fcntl = None
 
-FORMAT = 3
+FORMAT = 4
 
 # Maximum fraction of the time, about, that writing takes.
 _COST = 0.05
@@ -186,6 +187,8 @@ def _state_of(net):
         "generators": [generator.get_state() for generator in _generators(net)],
         "criterion": (net.criterion_.scale, net.criterion_.power),
     }
+    if net.criterion_.follows:
+        state["noise"] = dataclasses.astuple(net.criterion_.falling)
     if net.run.scheduler is not None:
         scheduler = net.run.scheduler.state_dict()
         changing = "last_epoch", "_step_count", "_last_lr"
@@ -211,6 +214,8 @@ def _set_state(net, state, n_done):
     if net.criterion_.learns_scale:
         scale, power = state["criterion"]
         net.criterion_.scale, net.criterion_.power = float(scale), power.to(net.device)
+    if net.criterion_.follows:
+        net.criterion_.falling = FallingNoise(*map(float, state["noise"]))
     # The history holds which losses were the best.
     for _, callback in net.callbacks_:
         if isinstance(callback, PassthroughScoring):

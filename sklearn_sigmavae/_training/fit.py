@@ -109,7 +109,9 @@ def make_net(start, schedule, callbacks=(), net_class=VAENet, **replaced):
     """An initialized net; a stack replaces some of what is given to it."""
     params, callbacks = start.params, list(callbacks)
     if schedule.early_stopping:
-        patience = None if schedule.one_cycle else params.n_iter_no_change
+        # Noise that falls improves nothing for long, and then much.
+        is_patient = schedule.one_cycle or start.criterion.follows
+        patience = None if is_patient else params.n_iter_no_change
         callbacks.append(KeepBest(patience, params.tol))
     device = start.rows.device
     optimizer, optimizer_params = resolve_optimizer(params.optimizer, device)

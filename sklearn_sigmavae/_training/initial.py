@@ -13,7 +13,7 @@ from sklearn.base import clone
 
 from .._model.blocks import row_blocks
 from .._model.build import build_networks, class_name, resolve_network
-from .._model.elbo import NegativeELBO
+from .._model.elbo import ANNEALED, SLOW_FALL, FallingNoise, NegativeELBO
 from .._model.layout import Layout
 from .._model.prior import build_prior
 from .._model.settings import reproducible_weights, resolve_device
@@ -46,6 +46,11 @@ HIDDEN_BELOW, HIDDEN_BELOW_LEARNED = 0.15, 0.01
 # The largest noise that training starts with, relative to the data's scale. More would
 # hide what the linear model has found.
 LARGEST_SCALE = 0.4
+
+# Noise that follows held-out rows begins with that of the linear model if this is
+# larger, but not with more than this fraction of the largest standard deviation, or
+# there is little left to learn from.
+_MOST_HIDDEN = 0.5
 
 # A chunk with fewer rows does not show which directions the data has: all are kept.
 MIN_ROWS_PER_FEATURE = 2
@@ -128,6 +133,13 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
     need to see rows alike.
     """
     noise, learns_scale = _resolve_noise(params, samples)
+    check_auto(params)
+    if is_auto(params) and learns_scale and schedule.is_chunk:
+        raise ValueError(
+            "sigma='auto' is chosen by all of the data, and partial_fit sees a part of "
+            "it. Call fit first, whose sigma_ partial_fit keeps, or pass sigma as a "
+            "number."
+        )
     if params.init == "pca" and not params.linear_path:
         raise ValueError(
             "init='pca' starts the linear path, which linear_path=False removes. Set "
@@ -148,7 +160,7 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         tau = linear_tau(noise, scale, params.beta)
         is_short = len(X) < MIN_ROWS_PER_FEATURE * X.shape[1]
         if is_complete and not (schedule.is_chunk and is_short):
-            n_axes = axes.count(_fraction_seen(params) * tau, k)
+            n_axes = axes.count(_level_seen(params, tau, units), k)
             if on_path:
                 size, filter_ = like.size, like.vae.units.filter[:n_axes]
             else:
@@ -158,13 +170,14 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
             scale = scale / size if sigma is None else units.common_scale(sigma)
             tau = linear_tau(noise, scale, params.beta)
     elif learns_scale:
-        scale = 1.0
+        scale = _largest_noise(units) if is_auto(params) else 1.0
     if like is not None:
         rows = like.rows.in_units(units)
     else:
         device = resolve_device(params.device)
         rows = place_rows(X, units, device)
-        if units.axes is not None and _varies_outside(rows, tau, params):
+        level = None if tau is None else _level_seen(params, tau, units)
+        if units.axes is not None and _varies_outside(rows, level):
             # The axes are of some of the rows, and those are not like all.
             scale, size, units = scale * size, 1.0, standard
             tau = linear_tau(noise, scale, params.beta)
@@ -195,9 +208,15 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         location = torch.from_numpy(noise.location_of_mean(mean))
         vae.decoder.linear.bias.data.copy_(location)
     criterion = make_criterion(params, noise, scale, units)
+    if axes is not None and criterion.follows:
+        largest = math.sqrt(inside.eigenvalues[0] / noise.variance_factor)
+        smaller = max(_largest_noise(units), _MOST_HIDDEN * largest)
+        criterion.falling.first = min(criterion.falling.first, smaller)
     if axes is not None and tails is None:
         # The linear model starts at its optimum.
         criterion.first_factor = 1.0
+        if criterion.follows:
+            criterion.falling.first = scale
     return InitialModel(
         params,
         samples,
@@ -222,12 +241,16 @@ def _linear_start(params, X, units, noise, scale, like):
             return scale
         ratio = linear_tau(noise, 1.0, params.beta) / noise.variance_factor
         variance = axes.noise_variance_mle(params.n_components, ratio)
+        if is_auto(params) and not variance:
+            # The largest at which the linear model is that of any smaller one.
+            n_used = min(params.n_components, len(axes.eigenvalues))
+            variance = 0.98 * float(axes.eigenvalues[n_used - 1])
         lowest = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
         return max(lowest, float(np.sqrt(variance / noise.variance_factor)))
 
     def level(axes):
         tau = linear_tau(noise, scale_of_start(axes), params.beta)
-        return _fraction_seen(params) * tau
+        return _level_seen(params, tau, units)
 
     if like is not None:
         axes, is_complete = like.axes, like.vae.units.axes is not None
@@ -236,8 +259,42 @@ def _linear_start(params, X, units, noise, scale, like):
     return axes, is_complete, scale_of_start(axes)
 
 
-def _fraction_seen(params):
-    return HIDDEN_BELOW_LEARNED if isinstance(params.sigma, str) else HIDDEN_BELOW
+def _level_seen(params, tau, units):
+    """Variance of the axes that networks see at least, in these units."""
+    if is_auto(params):
+        # Noise ends there if it falls slowly, or well below the linear model's.
+        end = _largest_noise(units) * SLOW_FALL ** (-1 / ANNEALED)
+        return min(HIDDEN_BELOW * end**2, HIDDEN_BELOW_LEARNED * tau)
+    is_learned = isinstance(params.sigma, str)
+    return (HIDDEN_BELOW_LEARNED if is_learned else HIDDEN_BELOW) * tau
+
+
+def _largest_noise(units):
+    """The largest noise that training starts with, in internal units."""
+    return LARGEST_SCALE * units.data_scale / units.mean_scale
+
+
+def is_auto(params):
+    """Whether sigma is to be chosen by held-out rows."""
+    return isinstance(params.sigma, str) and params.sigma == "auto"
+
+
+def check_auto(params):
+    """Raise if sigma is to be chosen, and other parameters do not go with that."""
+    if not (is_auto(params) and resolve_noise(params.noise).has_scale):
+        return
+    if not params.early_stopping:
+        raise ValueError(
+            "sigma='auto' is chosen together with the best held-out epoch, which "
+            "early_stopping=False does not look for. Set early_stopping=True, or pass "
+            "sigma as a number."
+        )
+    if params.beta != 1:
+        raise ValueError(
+            f"sigma='auto' needs beta=1. Got beta={params.beta:g}, which makes a model "
+            "that of another sigma (see equivalent_beta). Set beta=1, or pass sigma as "
+            "a number."
+        )
 
 
 def continued_model(params, samples, seeds, schedule, previous):
@@ -255,6 +312,9 @@ def continued_model(params, samples, seeds, schedule, previous):
         )
     vae, scale = deepcopy(previous.module), previous.scale
     units = vae.units
+    # A scale that is to be chosen is that of the model.
+    is_chosen = learns_scale and is_auto(params)
+    check_auto(params)
     if noise.has_scale and not learns_scale:
         sigma, _ = check_sigma(params.sigma, vae.layout, samples.feature_names)
         scale = units.common_scale(sigma)
@@ -272,7 +332,8 @@ def continued_model(params, samples, seeds, schedule, previous):
     selections = _select(params, samples, rows, seeds, schedule)
     if vae.units.axes is not None and not is_far:
         tau = linear_tau(noise, scale, params.beta)
-        if _varies_outside(rows, tau, params):
+        level = HIDDEN_BELOW * tau if is_chosen else _level_seen(params, tau, units)
+        if _varies_outside(rows, level):
             warnings.warn(
                 "These rows vary, by more than the noise allows, in directions that "
                 "the networks do not see: the first chunk or fit did not vary in them, "
@@ -280,7 +341,10 @@ def continued_model(params, samples, seeds, schedule, previous):
                 f"the estimator to start afresh. {FIRST_CHUNK}",
                 stacklevel=2,
             )
-    criterion = make_criterion(params, noise, scale, units)
+    if is_chosen:
+        criterion = NegativeELBO(noise, params.beta, scale, units.log_volume)
+    else:
+        criterion = make_criterion(params, noise, scale, units)
     return InitialModel(
         params, samples, seeds, vae, criterion, rows, *selections, tails, is_far
     )
@@ -304,14 +368,20 @@ def _select(params, samples, rows, seeds, schedule, like=None):
 def make_criterion(params, noise, scale, units):
     """The loss of a model."""
     learns_scale = noise.has_scale and isinstance(params.sigma, str)
-    min_scale, factor = None, 1.0
-    if learns_scale:
-        min_scale = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
+    min_scale, factor, falling = None, 1.0, None
+    lowest = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
+    if learns_scale and is_auto(params):
+        first = max(_largest_noise(units), scale)
+        falling = FallingNoise(first, lowest, units.mean_scale)
+    elif learns_scale:
+        min_scale = lowest
     elif noise.has_scale:
         tau = linear_tau(noise, scale, params.beta)
         ratio = min(params.sigma_annealing, max(1.0, LARGEST_SCALE / math.sqrt(tau)))
         factor = ratio ** (noise.exponent or 2.0)
-    return NegativeELBO(noise, params.beta, scale, units.log_volume, min_scale, factor)
+    return NegativeELBO(
+        noise, params.beta, scale, units.log_volume, min_scale, factor, falling
+    )
 
 
 def make_networks(params, layout, seed, axes):
@@ -366,7 +436,8 @@ def _resolve_noise(params, samples):
             noise.check_data(rows)
     learns_scale = noise.has_scale and isinstance(params.sigma, str)
     if learns_scale:
-        resolve_power(params.noise, "sigma='mle' cannot be found; set it to a number")
+        without = f"sigma='{params.sigma}' cannot be found; set it to a number"
+        resolve_power(params.noise, without)
     return noise, learns_scale
 
 
@@ -379,10 +450,10 @@ def _comparable(value):
     return class_name(value)
 
 
-def _varies_outside(rows, tau, params):
+def _varies_outside(rows, level):
     """Whether rows vary outside of the axes by more than the axes' choice allows."""
     n_outside = rows.X.shape[1] - rows.units.n_seen
-    allowed = _fraction_seen(params) * tau * n_outside
+    allowed = level * n_outside
     # Rounding is not variation.
     return rows.survey.outside.mean() > 2 * allowed + 1e-9
 

@@ -21,12 +21,13 @@ from .pca import linear_tau
 def conclude(net, start, schedule):
     """``FittedModel`` of a trained net; ``DivergenceError`` if it has diverged."""
     vae, criterion, params = net.module_.eval(), net.criterion_, start.params
-    if criterion.learns_scale and criterion.scale < 1.01 * criterion.min_scale:
+    lowest = criterion.falling.lowest if criterion.follows else criterion.min_scale
+    if lowest is not None and criterion.scale < 1.01 * lowest:
         warnings.warn(
-            f"sigma='mle' reached its lower limit, {MIN_LEARNED_SCALE:g} of the data's "
-            "scale: the likelihood grows without bound as sigma falls. Look for "
-            "constant or duplicated columns, lower n_components, or give sigma a "
-            "number.",
+            f"sigma='{params.sigma}' reached its lower limit, {MIN_LEARNED_SCALE:g} "
+            "of the data's scale: the likelihood grows without bound as sigma falls. "
+            "Look for constant or duplicated columns, lower n_components, or give "
+            "sigma a number.",
             ConvergenceWarning,
             stacklevel=2,
         )
@@ -46,7 +47,7 @@ def conclude(net, start, schedule):
             vae.tails = tails
     sigma = _sigma_in_use(criterion, params, vae.units, start.samples.feature_names)
     scale = criterion.scale
-    if criterion.learns_scale:
+    if criterion.learns_scale or criterion.follows:
         # As a file would have it, to the last digit.
         scale = vae.units.common_scale(sigma)
     remarks = _remarks(net, start, schedule, end_loss, float(np.median(residuals)))
@@ -70,7 +71,7 @@ def conclude(net, start, schedule):
 
 def _sigma_in_use(criterion, params, units, feature_names):
     """Scale of the noise in the units of the data; None for noise without one."""
-    if criterion.learns_scale:
+    if isinstance(params.sigma, str) and criterion.noise.has_scale:
         learned = units.scale_to_data(criterion.scale)
         return learned if np.ndim(learned) else float(learned)
     if not criterion.noise.has_scale:
@@ -143,7 +144,7 @@ def _remarks(net, start, schedule, end_loss, residual):
             "Training ended below its start (start_score_). Lower learning_rate, or "
             "set early_stopping=True, which keeps the best weights.",
         )
-    if criterion.scale is None or criterion.learns_scale:
+    if criterion.scale is None or criterion.learns_scale or criterion.follows:
         return
     deviation = criterion.scale * math.sqrt(criterion.noise.variance_factor)
     if residual > 10 * deviation:

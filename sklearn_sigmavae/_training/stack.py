@@ -58,9 +58,10 @@ def fit_stack(estimators, samples, schedule, callbacks=()):
     """Fit several models as one stack, each as it would be alone.
 
     The estimators' parameters differ in ``sigma``, ``beta`` and ``random_state`` alone
-    (all learn their scale or none). ``samples`` has the data of each, of equal size and
-    the same object where it is the same. Returns for each its ``FittedModel``, or the
-    exception that ended its fit. ``NotStackableError`` if networks cannot be stacked.
+    (all have a number for it, or the same string). ``samples`` has the data of each, of
+    equal size and the same object where it is the same. Returns for each its
+    ``FittedModel``, or the exception that ended its fit. ``NotStackableError`` if
+    networks cannot be stacked.
     """
     models, starts, likes = {}, {}, {}
     # Those with the least noise first, since they see the most axes.
@@ -256,7 +257,7 @@ class NegativeELBOStack(NegativeELBO):
 
     def __init__(self, members):
         first = members[0]
-        super().__init__(first.noise, None, None, None)
+        super().__init__(first.noise, None, None, None, falling=first.falling)
         self.members = nn.ModuleList(members)
         del self.beta, self.scale, self.min_scale, self.kl_factor
         # Buffers, since they must be where the stack is.
@@ -272,10 +273,27 @@ class NegativeELBOStack(NegativeELBO):
         """tuple : Numbers that the loss depends on; tensors are seen by captures."""
         return ()
 
-    def constant(self, vae, outside):
-        """What :meth:`forward` leaves out of the losses, in nats."""
-        pairs = zip(self.members, outside, strict=True)
-        return np.array([member.constant(vae, each) for member, each in pairs])
+    def in_nats(self, vae, loss, dataset):
+        """Losses in nats; see :class:`NegativeELBO`."""
+        n_rows, n_members = len(dataset), len(self.members)
+        power = [None] * n_members if self.power is None else self.power.tolist()
+        of_members = zip(self.members, loss, dataset.outside, power, strict=True)
+        return np.array(
+            [
+                member._in_nats(vae, each, outside, n_rows, energy)
+                for member, each, outside, energy in of_members
+            ]
+        )
+
+    @property
+    def best_scale(self):
+        """ndarray : Scales that are best for rows evaluated last, or NaN."""
+        return np.array([member.best_scale for member in self.members])
+
+    @property
+    def best_sigma(self):
+        """ndarray : The same in the units of the data."""
+        return np.array([member.best_sigma for member in self.members])
 
     def anneal(self, progress, largest):
         """Set the factors of the KL divergences; see :class:`NegativeELBO`."""
@@ -283,7 +301,8 @@ class NegativeELBOStack(NegativeELBO):
             member.anneal(progress, largest)
         self.kl_factor.copy_(_float32([member.kl_factor for member in self.members]))
 
-    def _set_scale(self, scale):
+    def set_scale(self, scale):
+        """Evaluate at other scales, a tensor; see :class:`NegativeELBO`."""
         self.scale.copy_(scale)
         for member, of_member in zip(self.members, scale.tolist(), strict=True):
             member.scale = of_member
@@ -443,13 +462,16 @@ def stack_priors(members, n_components):
 
 @limited_threads(0, "cpu")
 def limit_of_stack(estimator, layout):
-    """Why an estimator cannot be trained in a stack, or None; and how many can."""
+    """Why an estimator cannot be trained in a stack, or None; and how many can.
+
+    The third result is the number of operations for a row, about.
+    """
     if estimator.callbacks:
-        return "their callbacks would see a stack instead of one model", 1
+        return "their callbacks would see a stack instead of one model", 1, 0
     if estimator.checkpoint_dir is not None:
-        return "checkpoints are of one model", 1
+        return "checkpoints are of one model", 1, 0
     if not isinstance(estimator.optimizer, str):
-        return "a custom optimizer may mix the members of a stack", 1
+        return "a custom optimizer may mix the members of a stack", 1, 0
     networks = make_networks(estimator, layout, seed=0, axes=None)
     width, k = networks.width, estimator.n_components
     recipe = resolve_prior(estimator.prior)
@@ -457,7 +479,7 @@ def limit_of_stack(estimator, layout):
         networks = nn.ModuleList(stack_networks([networks])[:2])
         prior = stack_priors([build_prior(recipe, recipe.parameters(k))], k)
     except NotStackableError as error:
-        return str(error), 1
+        return str(error), 1, 0
     # Weights, the best ones, gradients and two moments.
     parameters = [*networks.parameters(), *prior.parameters()]
     n_numbers = 5 * sum(parameter.numel() for parameter in parameters)
@@ -470,7 +492,9 @@ def limit_of_stack(estimator, layout):
         n_numbers += 3 * width * VALIDATION_POINTS
     if device.type == "cuda":
         budget = DATA_FRACTION * torch.cuda.mem_get_info(device)[0] / 4
-    return None, max(1, int(budget // n_numbers))
+    # A weight is multiplied, and what comes of it added, for each row.
+    n_operations = 2 * sum(parameter.numel() for parameter in networks.parameters())
+    return None, max(1, int(budget // n_numbers)), n_operations
 
 
 class VAEStack(VAE):
