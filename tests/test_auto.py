@@ -97,7 +97,7 @@ def test_the_scale_is_the_best_for_the_held_out_rows(case):
         criterion.scale = scale * factor
         return fixed.net_.validation_loss(held_out)
 
-    # The two differ in what is outside of the axes, of which there is none.
+    # These rows have no part outside of the axes, which the loss below leaves out.
     assert vae.module_.units.n_outside == 0
     assert loss_at(1.0) == pytest.approx(smallest, abs=1e-4)
     assert loss_at(1.05) > loss_at(1.0)

@@ -126,7 +126,9 @@ def test_the_bound_is_that_of_all_features(params, n_importance_samples):
         rows.reshape(data.shape), n_importance_samples=n_importance_samples
     )
     # The axes of modules are in float32.
-    np.testing.assert_allclose(found, score, rtol=2e-5)
+    # Their rounding counts the more, the less noise there is.
+    is_auto = isinstance(vae.sigma, str) and vae.sigma == "auto"
+    np.testing.assert_allclose(found, score, rtol=2e-5 if is_auto else 1e-5)
 
 
 @pytest.mark.parametrize(

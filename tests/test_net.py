@@ -66,7 +66,11 @@ def test_history_has_a_row_for_each_epoch():
     ids=str,
 )
 @pytest.mark.parametrize("factor", [1.0, 1e-3])
-def test_losses_are_minus_the_bound_in_the_units_of_the_data(params, factor):
+def test_losses_are_minus_the_bound_in_the_units_of_the_data(
+    monkeypatch, params, factor
+):
+    # As many for each held-out row as it takes to compare with an exact bound.
+    monkeypatch.setattr("sklearn_sigmavae._training.net.VALIDATION_POINTS", 2**11)
     rows, held_out = low_rank_rows(600)[:400], low_rank_rows(600)[400:]
     sigma = params.get("sigma", 0.3)
     if not isinstance(sigma, str):
@@ -80,7 +84,7 @@ def test_losses_are_minus_the_bound_in_the_units_of_the_data(params, factor):
     last = vae.history_[-1]
     np.testing.assert_allclose(last["train_loss"], -vae.score(factor * rows), atol=0.15)
     np.testing.assert_allclose(
-        last["valid_loss"], -vae.score(factor * held_out), atol=0.12
+        last["valid_loss"], -vae.score(factor * held_out), atol=0.05
     )
 
 
