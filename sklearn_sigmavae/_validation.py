@@ -1,6 +1,7 @@
 """What arrays, scales and recipes must look like."""
 
 import math
+import re
 import warnings
 from collections import Counter
 from contextlib import suppress
@@ -56,7 +57,8 @@ def check_samples(estimator, X, name="X", **kwargs):
         # scikit-learn recommends classifiers that take NaN, and calls all data X.
         if "contains NaN" in str(error):
             raise missing_entries_error(name) from None
-        raise ValueError(str(error).replace("Input X ", f"Input {name} ")) from None
+        message = re.sub("^(Input )?X ", rf"\g<1>{name} ", str(error))
+        raise ValueError(message) from None
 
 
 def shape_of(X):

@@ -157,10 +157,10 @@ def test_the_first_call_needs_two_rows(vae):
 @pytest.mark.parametrize("method", [*INFERENCE[:-1], "partial_fit", "fit"])
 def test_other_numbers_of_features_are_refused(method):
     vae = small_vae(warm_start=True).fit(X)
-    message = f"4 features, but SigmaVAE is expecting {N_FEATURES}"
+    message = f"X has 4 features, but SigmaVAE is expecting {N_FEATURES}"
     with raises(vae, ValueError, message):
         getattr(vae, method)(X[:, :4])
-    with raises(vae, ValueError, "4 features"):
+    with raises(vae, ValueError, "X_val has 4 features"):
         vae.fit(X, X_val=X[:, :4])
 
 
