@@ -8,6 +8,9 @@ fit
     How long does a fit take, for the same network, steps and optimiser?
 transform
     How long does encoding take, next to the bare forward pass?
+score
+    How long does a score take, next to the decoder's bare products at 64 points a row,
+    and how far is it from that of many points?
 quality
     How long does it take to the held-out score that a plain network reaches?
 
@@ -33,10 +36,16 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from threadpoolctl import threadpool_limits
 
+from sklearn_sigmavae._model.blocks import infer
+from sklearn_sigmavae._model.bound import RowBound
+from sklearn_sigmavae._model.points import integration_points
+
 SEEDS = (0, 1, 2)
 TRANSFORM_ROWS = 100_000
 TRANSFORM_REPEATS = 5
 FORWARD_BATCH_SIZES = tuple(2**power for power in range(10, 17))
+SCORE_POINTS, EXACT_POINTS = 64, 8192
+PRODUCT_BATCH_SIZES = tuple(2**power for power in range(8, 14))
 
 
 # Workloads
@@ -94,6 +103,12 @@ TRANSFORM = {
     "transform-table": replace(TABLE, load=partial(load_table, TRANSFORM_ROWS)),
     "transform-mnist": replace(MNIST, load=load_mnist_repeated),
 }
+SCORE = {
+    "score-digits": replace(
+        TABLE, load=lambda: (load_digits().data, None), sigma=1.5, hidden=(256, 256)
+    ),
+    "score-table": replace(TABLE, load=partial(load_table, 5000)),
+}
 QUALITY = {
     "quality-digits": replace(SMALL, load=DIGITS, sigma=0.2),
     "quality-breast-cancer": replace(
@@ -150,6 +165,48 @@ def bench_transform(workload, X, X_test, repeats):
     ]
 
 
+def bench_score(workload, X, X_test, repeats):
+    """Time score, and the bare products of the decoder at their best batch size.
+
+    The products are spared biases, activations, the likelihood and the refinement.
+    """
+    X = X.astype(np.float32)
+    vae = workload.vae(max_iter=workload.n_epochs).fit(X)
+    layers = vae.module_.decoder.network.modules()
+    weights = [each.weight.detach() for each in layers if hasattr(each, "weight")]
+    z = torch.randn(len(X) * SCORE_POINTS, workload.n_components)
+
+    def products(batch_size):
+        for rows in z.split(batch_size):
+            for weight in weights:
+                rows = rows @ weight.T
+
+    competitors = {
+        f"bare products at {SCORE_POINTS} points a row, batches of {size}": partial(
+            products, size
+        )
+        for size in PRODUCT_BATCH_SIZES
+    }
+    competitors[OURS] = partial(vae.score, X)
+    for run in competitors.values():
+        run()
+    repeats *= TRANSFORM_REPEATS
+    times = against_fastest(OURS, alternate(competitors, repeats))
+
+    rows = X[:500].astype(np.float64)
+    model, k = vae._model, workload.n_components
+    bound = RowBound(model.noise, model.scale, k, None, model.beta)
+    found = infer(vae.module_, bound, rows)
+    points = integration_points(k, EXACT_POINTS)
+    bound.points = torch.from_numpy(points).unsqueeze(1)
+    bound.weights = torch.full((len(points),), 1 / len(points), dtype=torch.float64)
+    error = found - infer(vae.module_, bound, rows)
+    return times, [
+        f"{repeats} repeats; mean of {len(rows)} rows off by {error.mean():+.4f} nats "
+        f"from that of {EXACT_POINTS} points, a row by {error.std():.4f}"
+    ]
+
+
 def bench_quality(workload, X, X_test, repeats):
     """Time SigmaVAE to the score of the plain network, and the plain network.
 
@@ -192,6 +249,7 @@ def bench_quality(workload, X, X_test, repeats):
 TABLES = {
     "Fit: the same network, steps and optimiser": (bench_fit, FIT),
     "Transform": (bench_transform, TRANSFORM),
+    "Score": (bench_score, SCORE),
     "Time to the plain network's held-out score": (bench_quality, QUALITY),
 }
 
@@ -224,7 +282,7 @@ def report(names, repeats, quick):
 
 def parse_args():
     """Parse the command line."""
-    names = [*FIT, *TRANSFORM, *QUALITY]
+    names = [*FIT, *TRANSFORM, *SCORE, *QUALITY]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--workloads", nargs="+", choices=names, default=names, help="all by default")

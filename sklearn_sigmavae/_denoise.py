@@ -14,7 +14,7 @@ import torch
 
 from ._model.blocks import in_blocks, in_double
 from ._model.build import LinearPathDecoder
-from ._model.elbo import integration_points
+from ._model.points import integration_points, quadrature, weighted_mean
 from ._model.settings import limited_threads
 from ._model.vae import Posterior
 from ._validation import check_noise_scale
@@ -106,7 +106,7 @@ class Observations:
         return replace(self, y=self.y[rows], known=known, scale=scale, outside=outside)
 
     def loss(self, vae, posterior, eps):
-        """Minus the ELBO (n,) at some points, but for a constant."""
+        """Values (n_points, n) whose mean is minus the ELBO, but for a constant."""
         z = posterior.points(eps)
         location = vae.decode(z)
         if self.known is None:
@@ -116,7 +116,7 @@ class Observations:
             y, location = self.y.unsqueeze(-1), location.unsqueeze(-1)
             scale = None if self.scale is None else self.scale.unsqueeze(-1)
             energy = (self.noise.energy(y, location, scale) * self.known).sum(-1)
-        return energy.mean(0) + vae.prior.kl_divergence(posterior, z)
+        return energy + vae.prior.kl_divergence(posterior, z)
 
 
 @limited_threads(0, "cpu")
@@ -176,21 +176,25 @@ def prefer_encoder(vae, observed, found):
     """The refined posterior or, for rows where its ELBO is greater, the encoder's."""
     vae = in_double(vae, found.dtype)
     weight = next(vae.parameters())
-    points = _as_points(vae, weight)
+    points, weights = quadrature(vae.n_components, observed.noise)
+    points = points.to(weight)
 
     @torch.no_grad()
     def of_block(block):
         refined = Posterior(*torch.from_numpy(found[block]).to(weight).unbind(1))
         rows = observed[block].to(weight)
-        return better(vae, rows, refined, vae.encode(rows.y), points).stack()
+        encoded = vae.encode(rows.y)
+        eps = points * encoded.reflection
+        return better(vae, rows, refined, encoded, eps, weights).stack()
 
     return in_blocks(of_block, len(observed), vae, found.dtype, n_points=len(points))
 
 
-def better(vae, observed, a, b, points, margin=0.0):
+def better(vae, observed, a, b, points, weights, margin=0.0):
     """For each row `b` if its ELBO is greater by `margin` nats or `a`."""
     of_a, of_b = (
-        torch.nan_to_num(observed.loss(vae, q, points), nan=math.inf) for q in (a, b)
+        weighted_mean(observed.loss(vae, q, points).T, weights).nan_to_num(nan=math.inf)
+        for q in (a, b)
     )
     return a.where(of_a <= of_b + margin, b)
 
@@ -205,16 +209,16 @@ def refine(vae, observed, max_iter, tol, bar=None, start=None):
     linear = linear_posterior(vae, observed)
     observed = observed.to(next(vae.parameters()))
     points = _as_points(vae, observed.y)
-    pair = torch.cat([points[:1], -points[:1]])
+    pair = torch.cat([points[:1], -points[:1]]), points.new_full((2,), 0.5)
     with torch.no_grad():
         if start is None:
             zeros = observed.y.new_zeros(len(observed), vae.n_components)
             encoded, prior = vae.encode(observed.y), Posterior(zeros, zeros)
-            start = better(vae, observed, encoded, prior, pair)
+            start = better(vae, observed, encoded, prior, *pair)
         if linear is not None:
             # At a pair of points the ELBO is known to about a nat for each component.
             # The linear path's answer is exact where the model is linear.
-            start = better(vae, observed, linear, start, pair, vae.n_components)
+            start = better(vae, observed, linear, start, *pair, vae.n_components)
     rows = RowwiseAdam(vae, observed, start)
     for i in range(max_iter):
         point = points[i % len(points)]
@@ -247,9 +251,7 @@ class RowwiseAdam:
         self.index = torch.arange(len(observed), device=start.mean.device)
         # Steps do not follow smaller widths, which are no more exact than the start.
         self.center, self.width = start.mean, start.std.clamp_min(0.2)
-        # Each row sees the points in the reflection that its own code selects, so that
-        # their errors are not all the same.
-        self.sign = torch.where(start.mean < 0, -1.0, 1.0).to(start.mean)
+        self.sign = start.reflection
         # How far the mean is from the start, in widths, and the log-variance.
         self.at = torch.stack([torch.zeros_like(start.mean), start.log_var])
         self.gradient = torch.zeros_like(self.at)
@@ -274,7 +276,7 @@ class RowwiseAdam:
         with torch.enable_grad():
             self.at.requires_grad_()
             loss = self.observed.loss(self.vae, self.posterior, eps)
-            (gradient,) = torch.autograd.grad(loss.sum(), self.at)
+            (gradient,) = torch.autograd.grad(loss.sum() / len(eps), self.at)
         self.at = self.at.detach()
         # A row whose gradient is not finite stays where it is; squares must be finite.
         gradient = torch.nan_to_num(gradient, 0.0, 0.0, 0.0)

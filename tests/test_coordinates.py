@@ -16,7 +16,7 @@ from sklearn_sigmavae import (
     sigma_path,
 )
 from sklearn_sigmavae._model.blocks import infer
-from sklearn_sigmavae._model.elbo import bound_of_rows
+from sklearn_sigmavae._model.bound import RowBound
 from sklearn_sigmavae._training import pca
 from sklearn_sigmavae._training.data import (
     HostRows,
@@ -127,7 +127,7 @@ def test_the_bound_is_that_of_all_features(params, n_importance_samples, rng):
     rows = (data + rng.standard_normal(data.shape)).reshape(len(data), -1)
     on_features = vae.module_.on_features()
     assert on_features.units.n_internal == 30
-    bound = bound_of_rows(vae.noise_, vae._model.scale, 4, n_importance_samples)
+    bound = RowBound(vae.noise_, vae._model.scale, 4, n_importance_samples)
     found = infer(on_features, bound, rows) - units_of(vae).log_volume
     score = vae.score_samples(
         rows.reshape(data.shape), n_importance_samples=n_importance_samples

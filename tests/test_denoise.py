@@ -15,7 +15,7 @@ from small_vae import (
 )
 
 from sklearn_sigmavae import GeneralizedNormalNoise
-from sklearn_sigmavae._model.elbo import integration_points
+from sklearn_sigmavae._model.points import quadrature
 
 X = low_rank_rows(300, 6)
 CURVE = curved_rows(400)
@@ -62,13 +62,15 @@ def closed_form(vae, Y, scale):
 
 def elbo(vae, Y, mean, std, scale):
     """Variational bound of each row at a posterior, under Gaussian noise."""
-    eps = integration_points(mean.shape[1])[:, None]
+    points, weights = quadrature(mean.shape[1])
+    # In the reflection that the encoder's code selects.
+    eps = points.numpy() * np.where(vae.transform(Y) < 0, -1, 1)
     z = (mean + std * eps).reshape(-1, mean.shape[1])
-    location = vae.inverse_transform(z).reshape(len(eps), *Y.shape)
+    location = vae.inverse_transform(z).reshape(len(points), *Y.shape)
     log_prob = -0.5 * ((Y - location) / scale) ** 2 - np.log(scale)
     log_prob -= 0.5 * np.log(2 * np.pi)
     kl = 0.5 * (mean**2 + std**2 - 1 - 2 * np.log(std)).sum(axis=1)
-    return log_prob.sum(axis=2).mean(axis=0) - kl
+    return weights.numpy() @ log_prob.sum(axis=2) - kl
 
 
 # Linear models, whose posteriors are known

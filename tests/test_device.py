@@ -26,6 +26,7 @@ from small_vae import (
 from torch import nn
 
 from sklearn_sigmavae import BatchedGridSearchCV
+from sklearn_sigmavae._model.points import quadrature
 from sklearn_sigmavae._model.settings import fits, is_out_of_memory, matmul_precision
 from sklearn_sigmavae._training import cuda_graph
 from sklearn_sigmavae.networks import MLP, Conv
@@ -330,13 +331,14 @@ def test_scores_take_smaller_blocks_where_memory_is_short(limit, n_importance_sa
     vae = small_vae(network=GreedyNetwork((4,)), max_iter=0).fit(ROWS)
     params = {"n_importance_samples": n_importance_samples}
     expected = vae.score_samples(ROWS, **params)
-    # Each row takes 64 points; the network has the axes behind it.
+    # Each row takes these points; the network has the axes behind it.
+    n_points = n_importance_samples or len(quadrature(vae.n_components)[0])
     network = vae.module_.decoder.network[0]
     assert isinstance(network, Greedy)
     network.limit = limit
     found = vae.score_samples(ROWS, **params)
     np.testing.assert_allclose(found, expected, atol=1e-10)
-    network.limit = 63
+    network.limit = n_points - 1
     with pytest.raises(torch.OutOfMemoryError):
         vae.score_samples(ROWS, **params)
 

@@ -12,13 +12,17 @@ from small_vae import FactsOfRows, low_rank_rows, small_vae
 
 from sklearn_sigmavae import GeneralizedNormalNoise, SigmaVAE, equivalent_beta
 from sklearn_sigmavae._model.elbo import (
-    N_POINTS,
     FallingNoise,
     NegativeELBO,
     elbo_terms,
+)
+from sklearn_sigmavae._model.points import (
+    N_POINTS,
     importance_points,
     integration_points,
+    quadrature,
 )
+from sklearn_sigmavae.noise import resolve_noise
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +59,31 @@ def test_integration_points_have_chi_radii():
     np.testing.assert_allclose(squared[:-40] / 2, quantiles[:-40], atol=0.05)
 
 
+@pytest.mark.parametrize("n_components", [1, 2, 3, 7, 16, 32, 40])
+@pytest.mark.parametrize("noise", ["gaussian", "laplace"])
+def test_quadrature_has_the_moments_of_the_normal(n_components, noise):
+    k = n_components
+    points, weights = quadrature(k, resolve_noise(noise))
+    points, weights = points.numpy()[:, 0], weights.numpy()
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1.0)
+    np.testing.assert_allclose(weights @ points, 0, atol=1e-13)
+    covariance = (weights[:, None] * points).T @ points
+    np.testing.assert_allclose(covariance, np.eye(k), atol=1e-12)
+    # The radius, too, unless it has to be negative.
+    squares = np.square(points).sum(axis=1)
+    if noise == "gaussian" or k > 2:
+        assert weights @ squares**2 == pytest.approx(k * (k + 2))
+    # There is a kink in the center of other noise.
+    assert noise == "gaussian" or np.ptp(weights) == 0
+
+
 @pytest.mark.parametrize(("n_components", "n_samples"), [(1, 2), (3, 100), (16, 64)])
 def test_importance_points_are_standard_normal(n_components, n_samples):
     points = importance_points(n_components, n_samples)
     assert points.shape[1] == n_components
     assert len(points) % n_samples == 0
-    assert len(points) >= N_POINTS
+    assert len(points) >= 64
     np.testing.assert_array_equal(points, importance_points(n_components, n_samples))
     many = importance_points(n_components, 4096)
     assert all(stats.kstest(column, "norm").pvalue > 0.01 for column in many.T)
@@ -79,7 +102,7 @@ def test_loss_is_minus_the_bound(module, exponent, shape):
     posterior = torch.distributions.Normal(mean, torch.exp(0.5 * log_var))
     prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
     exact = torch.distributions.kl_divergence(posterior, prior)
-    torch.testing.assert_close(kl, exact.sum(1))
+    torch.testing.assert_close(kl, exact.sum(1)[None])
     criterion = NegativeELBO(noise, 2.5, 0.3, 7.0)
     loss = criterion.in_nats(module, criterion(module, x, eps).detach(), FactsOfRows(x))
     expected = 2.5 * kl.mean() - log_likelihood.mean() + 7.0

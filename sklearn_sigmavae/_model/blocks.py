@@ -17,7 +17,7 @@ from .settings import is_out_of_memory, limited_threads, matmul_precision
 CONVERTED = 2**17
 
 # The widest array in a block of inference. Narrow layers count as MIN_WIDTH.
-INFERRED, MIN_WIDTH = (2**19, 2**24), 2**8
+INFERRED, MIN_WIDTH = (2**19, 2**24), 2**6
 
 # Training rows that are gathered for many batches at once.
 GATHERED = 2**20, 2**24

@@ -1,19 +1,11 @@
-"""The evidence lower bound: its terms, and the points its expectation is taken over."""
+"""The evidence lower bound: its terms, and the loss that training minimizes."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import gammaincinv, ndtri
-from scipy.stats import qmc
 from torch import nn
-
-from .blocks import in_parts
-from .vae import Posterior
-
-# An expectation over q(z|x) is taken over at least this many points.
-N_POINTS = 64
 
 # Part of the training in which noise falls to its scale.
 ANNEALED = 0.6
@@ -27,17 +19,13 @@ SLOW_FALL, _ARRIVED = 4.0, 0.8
 # early, is a minimum that training does not leave.
 _LAST_FRACTION = 0.9
 
-# Steps that refine a posterior mean at most, the gain in nats that is worth another,
-# and how short a step may become.
-_STEPS, _SMALL, _SHORTEST = 10, 0.01, 0.02
-
 
 def elbo_terms(vae, noise, x, eps, scale, posterior=None):
-    """Log-likelihood (n_points, n) and KL (n,) of the ELBO, in nats.
+    """Log-likelihood (n_points, n) and KL (n_points or 1, n) of the ELBO, in nats.
 
     ``eps``, of shape (n_points, n or 1, n_components), holds standard normal points at
-    which q(z|x) is evaluated, by default the encoder's. Everything is in internal
-    units.
+    which q(z|x) is evaluated, by default the encoder's. The ELBO is a mean over them.
+    Everything is in internal units.
     """
     posterior = vae.encode(x) if posterior is None else posterior
     z = posterior.points(eps)
@@ -48,181 +36,6 @@ def elbo_terms(vae, noise, x, eps, scale, posterior=None):
 def energy_outside(noise, squares, scale):
     """Energy of what rows have outside of the axes, whose squared norms are given."""
     return noise.energy(squares.sqrt().unsqueeze(-1), squares.new_zeros(1), scale)
-
-
-def integration_points(n_components, n_points=N_POINTS):
-    """Fixed points whose mean replaces the expectation over a standard normal.
-
-    Pairs of opposite points along the columns of random rotations, at radii of the chi
-    distribution, scaled so that second moments are the identity: quadratics are
-    integrated exactly, and with them the ELBO of a linear decoder with Gaussian noise.
-    Their number is a multiple of 2 k, their random order the same in every call.
-    """
-    k = n_components
-    random_state = np.random.RandomState(0)
-    n_rotations = math.ceil(n_points / (2 * k))
-    # Quantiles of the chi-squared distribution at the middles of equal strata.
-    strata = (np.arange(n_rotations) + 0.5) / n_rotations
-    squared_radii = 2 * gammaincinv(k / 2, strata)
-    radii = np.sqrt(squared_radii * k / squared_radii.mean())
-    # The QR decomposition of a Gaussian matrix; the signs of its columns do not matter.
-    columns = np.concatenate(
-        [
-            radius * np.linalg.qr(random_state.standard_normal((k, k)))[0].T
-            for radius in radii
-        ]
-    )
-    return random_state.permutation(np.concatenate([columns, -columns]))
-
-
-def importance_points(n_components, n_samples):
-    """Fixed standard normal points for importance-weighted bounds, in groups.
-
-    At least ``N_POINTS`` quasi-random ones, since importance weights are far from
-    quadratic; a group is spread out over the sequence.
-    """
-    n_points = n_samples * math.ceil(N_POINTS / n_samples)
-    # Sobol points come in powers of two.
-    sobol = qmc.Sobol(n_components, seed=0).random_base2((n_points - 1).bit_length())
-    normal = ndtri(np.clip(sobol, 1e-12, 1 - 1e-12))
-    return np.random.RandomState(0).permutation(normal)[:n_points]
-
-
-def bound_of_rows(noise, scale, n_components, n_importance_samples, beta=None):
-    """Function from a module and standardized rows to bounds (n,).
-
-    With the ``beta`` of the training the encoder's posteriors are refined.
-    """
-    n_samples = n_importance_samples or 1
-    points = integration_points(n_components)
-    samples = importance_points(n_components, n_samples) if n_samples > 1 else ()
-
-    def bound(vae, x):
-        x, outside = vae.units.split(x)
-        inside = bound_inside(vae, x)
-        if not vae.units.n_outside:
-            return inside
-        constant = vae.units.n_outside * noise.log_normalizer(scale)
-        return inside - energy_outside(noise, outside, scale) - constant
-
-    def bound_inside(vae, x):
-        eps = _points_like(points, x)
-
-        def elbo(x, *posterior):
-            terms = elbo_terms(vae, noise, x, eps, scale, Posterior(*posterior))
-            return terms[0].mean(dim=0) - terms[1]
-
-        # Of all rows at once, since they take a few points each.
-        posterior = vae.encode(x)
-        result = None
-        if n_samples == 1 or beta is not None:
-            result = in_parts(elbo, vae, len(points), x, *posterior)
-        if beta is not None:
-            refined, changed = refine_means(vae, noise, x, posterior, scale, beta)
-            if len(changed):
-                # More at the mean need not be more in the mean over the posterior.
-                bounds = in_parts(elbo, vae, len(points), x[changed], *refined[changed])
-                better = bounds > result[changed].nan_to_num(nan=-math.inf)
-                changed = changed[better]
-                result[changed] = bounds[better]
-                posterior.mean[changed] = refined.mean[changed]
-        if n_samples == 1:
-            return result
-        z = _points_like(samples, x)
-
-        def weighted(x, *posterior):
-            q = Posterior(*posterior)
-            return importance_weighted_bound(vae, noise, x, q, z, n_samples, scale)
-
-        return in_parts(weighted, vae, len(samples), x, *posterior)
-
-    return bound
-
-
-def _points_like(points, x):
-    """Points as a tensor of shape (n_points, 1, k), of the kind of another tensor."""
-    return torch.as_tensor(points, dtype=x.dtype, device=x.device).unsqueeze(1)
-
-
-def refine_means(vae, noise, x, posterior, scale, beta):
-    """Posteriors with better means, and the indices of the rows where they differ.
-
-    On rows unlike those of the training an encoder may be far off. The objective's
-    curvature at the mean is about ``beta`` over the posterior's variance, so steps of
-    Newton's method are gradients times variances over ``beta``. A row whose objective
-    they do not raise takes shorter ones. Rows share nothing.
-    """
-
-    def value_and_gradient(mean, x):
-        with torch.enable_grad():
-            mean = mean.detach().requires_grad_()
-            energy = noise.energy(x, vae.decode(mean), scale)
-            value = beta * vae.prior.log_prob(mean) - energy
-            (gradient,) = torch.autograd.grad(value.sum(), mean)
-        return value.detach(), gradient
-
-    found, gained = posterior.mean.clone(), x.new_zeros(len(x))
-    rows, mean = torch.arange(len(x), device=x.device), posterior.mean
-    step, size = posterior.log_var.exp() / beta, torch.ones_like(mean[:, :1])
-    value, gradient = value_and_gradient(mean, x)
-    for _ in range(_STEPS):
-        tried = mean + size * step * gradient
-        new_value, new_gradient = value_and_gradient(tried, x)
-        gain = torch.nan_to_num(new_value - value, nan=0.0)
-        rises = gain > 0
-        gained[rows] += gain.clamp_min(0.0)
-        mean = torch.where(rises[:, None], tried, mean)
-        found[rows] = mean
-        value = torch.where(rises, new_value, value)
-        gradient = torch.where(rises[:, None], new_gradient, gradient)
-        size = torch.where(rises[:, None], (2 * size).clamp_max(1.0), 0.3 * size)
-        stays = torch.where(rises, gain > _SMALL, size[:, 0] > _SHORTEST)
-        if not stays.any():
-            break
-        rows, x, mean, step, size, value, gradient = (
-            each[stays] for each in (rows, x, mean, step, size, value, gradient)
-        )
-    # Where the encoder is exact, the gain is that of rounding.
-    return Posterior(found, posterior.log_var), (gained > _SMALL).nonzero().squeeze(1)
-
-
-def kl_of_rows(prior, n_components):
-    """Function from a module and standardized rows to KL divergences.
-
-    They are (n, k) if the prior factorizes, else (n,).
-    """
-    if prior.factorizes:
-        return lambda vae, x: prior.of_components(vae.posterior(x))
-    points = integration_points(n_components)
-
-    def kl(vae, x):
-        eps = _points_like(points, x)
-
-        def of_part(*posterior):
-            posterior = Posterior(*posterior)
-            return vae.prior.kl_divergence(posterior, posterior.points(eps))
-
-        return in_parts(of_part, vae, len(points), *vae.posterior(x))
-
-    return kl
-
-
-def importance_weighted_bound(vae, noise, x, posterior, points, n_samples, scale):
-    """Bound (n,) from importance samples, tighter than the ELBO, in nats.
-
-    It is the mean over groups of `n_samples` consecutive points.
-    """
-    # Each row sees the points in the reflection that its own code selects: the errors
-    # of rows are then not all the same, and average out in the score of many.
-    sign = torch.where(posterior.mean < 0, -1.0, 1.0).to(x.dtype)
-    eps = points * sign
-    z = posterior.points(eps)
-    log_joint = noise.log_prob(x, vae.decode(z), scale) + vae.prior.log_prob(z)
-    # The entropy is that of the points (eps * eps).sum(-1) = k.
-    squares = 0.5 * (eps * eps - 1).sum(-1)
-    log_weights = log_joint + posterior.entropy() + squares
-    groups = log_weights.reshape(-1, n_samples, len(x))
-    return (groups.logsumexp(dim=1) - math.log(n_samples)).mean(dim=0)
 
 
 @dataclass

@@ -16,7 +16,7 @@ def build_prior(recipe, values):
 
 
 class Density(nn.Module):
-    """A prior of codes; its divergences are means over points.
+    """A prior of codes; its divergences are expectations over points.
 
     ``factorizes`` says whether they are sums over components.
     """
@@ -52,9 +52,12 @@ class Density(nn.Module):
             return self.recipe.log_prob(z, **self.named_values())
 
     def kl_divergence(self, posterior, z):
-        """KL divergence of posteriors (n,), a mean over points z (n_points, n, k)."""
-        # The entropy needs no points.
-        return -posterior.entropy() - self.log_prob(z).mean(0)
+        """Values whose mean over points z (n_points, n, k) is the KL divergence.
+
+        They are (n_points, n), or (1, n) where it is known without points.
+        """
+        # The entropy is.
+        return -posterior.entropy() - self.log_prob(z)
 
     def doubled_kl(self, posterior, z):
         """Twice the divergence, summed over rows, less the constant of each, at points.
@@ -96,8 +99,8 @@ class NormalDensity(Density):
         super().__init__(recipe, {})
 
     def kl_divergence(self, posterior, z=None):
-        """KL divergence of posteriors, exact, summed over components."""
-        return self.of_components(posterior).sum(-1)
+        """See :class:`Density`; the values are all the same."""
+        return self.of_components(posterior).sum(-1).unsqueeze(0)
 
     def of_components(self, posterior):
         """KL divergence (n, k) of posteriors in each component."""
