@@ -9,8 +9,8 @@ from .elbo import elbo_terms, energy_outside
 from .points import importance_points, quadrature, weighted_mean
 from .vae import Posterior
 
-# Pairs of points at which two posteriors are first compared, and the gain in nats that
-# decides if it is that many standard errors below theirs. If not, all points do.
+# Pairs of points at which two posteriors are first compared. They decide if the gain
+# less so many standard errors is more than so many nats; otherwise all points do.
 _FEW, _SURE, _CLEAR = 4, 6.0, 0.2
 
 # Steps that refine a posterior mean at most, the gain in nats that is worth one, and
@@ -58,9 +58,10 @@ class RowBound:
         return in_parts(weighted, vae, len(samples), x, *posterior)
 
     def _refine(self, vae, x, encoded):
-        """Refined posteriors, where their ELBO is greater than the encoder's, and it.
+        """Posteriors, refined where that raises their ELBO, and their ELBO (n,).
 
-        More at the mean need not be more in the mean over the posterior.
+        More at the mean need not be more in the mean over the posterior. A gain that is
+        clear at a few points is not checked at all of them.
         """
         refined = refine_means(vae, self.noise, x, encoded, self.scale, self.beta)
         values, few = self._elbo(vae, x, refined, encoded), slice(2 * _FEW)

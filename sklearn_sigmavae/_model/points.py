@@ -13,7 +13,7 @@ N_POINTS, _N_WEIGHTED = 32, 64
 
 
 def _opposites(k, n_points):
-    """One half of points (n, k) of which the other half is the opposite.
+    """Half (n, k) of the points of a rule; the other half are their opposites.
 
     They lie along the columns of random rotations, at radii whose squares have the mean
     of the chi-squared distribution, k, so that second moments are the identity. Of more
@@ -50,12 +50,13 @@ def integration_points(n_components, n_points=2 * N_POINTS):
 
 
 def quadrature(n_components, noise=None):
-    """Points (n, 1, k) and weights (n,) for it, more exact with as many points.
+    """Points (n, 1, k) and weights (n,) for an expectation over a standard normal.
 
-    They are tensors in float64: pairs of opposites, and last the center. Of one
-    rotation the mean fourth power of the radius is too small, so its points are moved
-    outwards, and the center gets the rest of the weight. But the energy of noise that
-    is not Gaussian may have a kink there, so for this there are two rotations at least.
+    They are more exact than as many integration points, and are tensors in float64:
+    pairs of opposites, and last the center. Of one rotation the mean fourth power of
+    the radius is too small, so its points are moved outwards, and the center gets the
+    rest of the weight. But the energy of noise that is not Gaussian may have a kink
+    there, so for this there are two rotations at least.
     """
     k, n_points, center = n_components, N_POINTS, 0.0
     is_smooth = noise is None or noise.is_rotation_invariant
