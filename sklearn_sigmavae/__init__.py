@@ -9,6 +9,7 @@ from ._selection.grid_search import BatchedGridSearchCV
 from ._selection.path import PowerLaw, SigmaPath, sigma_path
 from ._sigma_vae import SigmaVAE
 from ._version import __version__
+from .imputation import SigmaVAEImputer
 from .noise import BernoulliNoise, GeneralizedNormalNoise, NoiseModel, equivalent_beta
 from .priors import MixturePrior, NormalPrior, Prior
 
@@ -29,6 +30,7 @@ __all__ = [
     "SigmaPath",
     "SigmaPathDisplay",
     "SigmaVAE",
+    "SigmaVAEImputer",
     "__version__",
     "equivalent_beta",
     "sigma_path",

@@ -14,7 +14,13 @@ import torch
 
 from ._model.blocks import in_blocks, in_double
 from ._model.build import LinearPathDecoder
-from ._model.points import integration_points, quadrature, weighted_mean
+from ._model.gaps import energy_of_rows
+from ._model.points import (
+    importance_points,
+    integration_points,
+    quadrature,
+    weighted_mean,
+)
 from ._model.settings import limited_threads
 from ._model.vae import Posterior
 from ._validation import check_noise_scale
@@ -34,6 +40,9 @@ _ROWS_FOR_SCALE, _POINTS_FOR_SCALE = 512, 4
 _TRIALS, _SCALE_TOLERANCE = 50, 2e-3
 _STEPS_FOR_SCALE, _GAIN_FOR_SCALE = 10, 1e-2
 
+# Importance samples of the posterior of a row with gaps.
+N_SAMPLES = 128
+
 # No estimate is smaller, in units of the data's scale: there the ELBO has no maximum.
 _MIN_SCALE = 1e-3
 
@@ -42,13 +51,12 @@ _MIN_SCALE = 1e-3
 class Observations:
     """Rows that were observed through noise, in a module's internal units.
 
-    Where an entry was not observed `y` is zero and `known` false; None stands for all.
-    The scale has shape (1 or n, 1 or n_features); None is for noise without one.
-    ``outside`` is the squared norm (n,) of what rows have outside of the axes.
+    `y` are rows, with gaps if not all was observed. The scale has shape (1 or n, 1 or
+    n_features); None is for noise without one. ``outside`` is the squared norm (n,) of
+    what rows have outside of the axes.
     """
 
     y: torch.Tensor
-    known: torch.Tensor | None
     noise: NoiseModel
     scale: torch.Tensor | None
     outside: torch.Tensor | None = None
@@ -62,9 +70,8 @@ class Observations:
         """
         units = vae.units
         y = units.standardize(X)
-        known = ~y.isnan()
-        y = y.masked_fill(~known, 0.0)
-        distance = y.abs()
+        has_gaps = bool(y.isnan().any())
+        distance = y.nan_to_num().abs()
         if scale is not None:
             scale = torch.from_numpy(units.scale_to_internal(scale, "noise_scale"))
             distance = distance / scale.clamp_max(1.0)
@@ -74,9 +81,10 @@ class Observations:
                 f"the posterior is refined: more than {_FARTHEST:g} times the scale of "
                 "the data or of the noise. Set them to NaN, or remove them."
             )
-        known = None if known.all() else known
-        observed = cls(y, known, noise, scale)
-        if known is None and noise.is_rotation_invariant and scale is not None:
+        if has_gaps:
+            y = vae.completion.complete(y)
+        observed = cls(y, noise, scale)
+        if not has_gaps and noise.is_rotation_invariant and scale is not None:
             # The features of a row may have one scale in other units alone.
             ratio = scale / scale[:, :1]
             if (ratio - 1).abs().max() < 1e-6:
@@ -90,7 +98,6 @@ class Observations:
         return replace(
             self,
             y=self.y.to(like),
-            known=None if self.known is None else self.known.to(like.device),
             scale=None if self.scale is None else self.scale.to(like),
             outside=None if self.outside is None else self.outside.to(like),
         )
@@ -99,23 +106,16 @@ class Observations:
         return len(self.y)
 
     def __getitem__(self, rows):
-        known, scale = self.known, self.scale
-        known = None if known is None else known[rows]
+        scale = self.scale
         scale = scale[rows] if scale is not None and len(scale) > 1 else scale
         outside = None if self.outside is None else self.outside[rows]
-        return replace(self, y=self.y[rows], known=known, scale=scale, outside=outside)
+        return replace(self, y=self.y[rows], scale=scale, outside=outside)
 
     def loss(self, vae, posterior, eps):
         """Values (n_points, n) whose mean is minus the ELBO, but for a constant."""
         z = posterior.points(eps)
         location = vae.decode(z)
-        if self.known is None:
-            energy = self.noise.energy(self.y, location, self.scale)
-        else:
-            # Feature by feature.
-            y, location = self.y.unsqueeze(-1), location.unsqueeze(-1)
-            scale = None if self.scale is None else self.scale.unsqueeze(-1)
-            energy = (self.noise.energy(y, location, scale) * self.known).sum(-1)
+        energy = energy_of_rows(self.noise, self.y, location, self.scale)
         return energy + vae.prior.kl_divergence(posterior, z)
 
 
@@ -127,9 +127,6 @@ def observe(model, X, noise_scale, noise, feature_names):
     estimates = isinstance(noise_scale, str) and noise_scale == "estimate"
     if noise_scale is None and noise is not None:
         raise ValueError("'noise' needs 'noise_scale', the scale of that noise.")
-    if estimates and noise is None and not model.noise.has_scale and np.isnan(X).any():
-        # Filling gaps needs no scale.
-        noise_scale = None
     if noise_scale is None:
         noise, scale = model.noise, model.sigma
         # Per-feature scales may have the shape of a sample.
@@ -188,6 +185,107 @@ def prefer_encoder(vae, observed, found):
         return better(vae, rows, refined, encoded, eps, weights).stack()
 
     return in_blocks(of_block, len(observed), vae, found.dtype, n_points=len(points))
+
+
+def _importance_samples(vae, observed, posterior, eps):
+    """Codes (n_samples, n, k) for normal points, and log-weights for the posterior.
+
+    Components of the true posterior depend on each other. So codes come from a normal
+    distribution with the covariance for a linear decoder, that of secants over the
+    width of the refined posterior. For linear models with Gaussian noise it is exact.
+    """
+    root = torch.linalg.cholesky(_joint_precision(vae, observed, posterior))
+    eps = torch.from_numpy(eps).to(root)
+    offset = torch.linalg.solve_triangular(root.mT, eps.unsqueeze(-1), upper=True)
+    z = posterior.mean + offset.squeeze(-1).to(posterior.mean)
+    location = vae.decode(z)
+    energy = energy_of_rows(observed.noise, observed.y, location, observed.scale)
+    log_weights = (vae.prior.log_prob(z) - energy).double() + 0.5 * eps.square().sum(-1)
+    return z, location, log_weights.nan_to_num(nan=-math.inf)
+
+
+def _of_posteriors(function, vae, observed, found):
+    """Array of what a function makes of rows and their refined posteriors."""
+    vae = in_double(vae, found.dtype)
+    weight = next(vae.parameters())
+
+    @torch.no_grad()
+    def of_block(block):
+        posterior = Posterior(*torch.from_numpy(found[block]).to(weight).unbind(1))
+        return function(vae, observed[block].to(weight), posterior)
+
+    return in_blocks(of_block, len(observed), vae, found.dtype, n_points=N_SAMPLES)
+
+
+@limited_threads(0, "cpu")
+def expected_rows(vae, observed, found):
+    """Mean (n, n_internal) of rows given what is known of them.
+
+    Over the posterior, by importance weights at fixed points, and not at its mean: the
+    two differ where rows can be completed in several ways.
+    """
+    points = importance_points(vae.n_components, N_SAMPLES // 2)
+    # With their opposites, so that the answer for a linear model is exact.
+    points = np.concatenate([points, -points])
+
+    def expect(vae, rows, posterior):
+        eps = points[:, np.newaxis].repeat(len(rows), axis=1)
+        eps *= posterior.reflection.cpu().numpy()
+        _, location, log_weights = _importance_samples(vae, rows, posterior, eps)
+        weights = torch.softmax(log_weights, dim=0).unsqueeze(-1).cpu().numpy()
+        mean = rows.noise.mean(location.cpu().numpy())
+        return torch.from_numpy((weights * mean).sum(axis=0))
+
+    return _of_posteriors(expect, vae, observed, found)
+
+
+@limited_threads(0, "cpu")
+def draw_codes(vae, observed, found, random_state):
+    """Codes (n, k) drawn from the posterior of rows, by importance resampling [1]_.
+
+    .. [1] D. B. Rubin, "The calculation of posterior distributions by data
+       augmentation: Comment", Journal of the American Statistical Association 82(398),
+       1987.
+    """
+
+    def draw(vae, rows, posterior):
+        eps = random_state.standard_normal((N_SAMPLES, *posterior.mean.shape))
+        z, _, log_weights = _importance_samples(vae, rows, posterior, eps)
+        # The largest after the addition of Gumbel noise is such a draw.
+        gumbel = torch.from_numpy(random_state.gumbel(size=log_weights.shape))
+        chosen = (log_weights + gumbel.to(log_weights)).argmax(dim=0)
+        return z[chosen, torch.arange(len(chosen), device=z.device)]
+
+    return _of_posteriors(draw, vae, observed, found)
+
+
+def _joint_precision(vae, observed, posterior):
+    """Precisions (n, k, k) of the codes of rows, if the decoder were linear."""
+    mean, std = posterior.mean.double(), posterior.std.double()
+    if observed.scale is None:
+        return torch.diag_embed(1 / std.square())
+    slopes = []
+    for step in torch.eye(vae.n_components).to(posterior.mean).unsqueeze(1):
+        ends = (vae.decode(posterior.points(sign * step)) for sign in (1.0, -1.0))
+        slopes.append(0.5 * (next(ends) - next(ends)).double())
+    slopes = torch.stack(slopes, dim=-1) / std.unsqueeze(1)
+    _, known, _ = vae.unpack(observed.y)
+    precision = 1 / (observed.noise.variance_factor * observed.scale.double().square())
+    precision = precision if known is None else precision * known
+    precision = precision.expand(slopes.shape[:2]).unsqueeze(-1)
+    of_codes = (slopes * precision).mT @ slopes
+    found, best = None, None
+    for log_weight, center, of_prior in zip(
+        *vae.prior.gaussians(vae.n_components), strict=True
+    ):
+        center, of_prior = center.to(mean), of_prior.to(mean)
+        score = log_weight.to(mean) + 0.5 * torch.linalg.slogdet(of_prior)[1]
+        score = score - 0.5 * (((mean - center) @ of_prior) * (mean - center)).sum(-1)
+        if found is None:
+            found, best = of_prior.expand_as(of_codes), score
+        found = torch.where((score > best)[:, None, None], of_prior, found)
+        best = torch.maximum(score, best)
+    return of_codes + found
 
 
 def better(vae, observed, a, b, points, weights, margin=0.0):
@@ -327,13 +425,14 @@ def linear_posterior(vae, observed):
     n_features, k = weight.shape
     # Other noise counts as Gaussian noise with its variance.
     precision = 1 / (observed.noise.variance_factor * observed.scale.double().square())
-    if observed.known is not None:
-        precision = precision * observed.known
+    y, known, _ = vae.unpack(observed.y.double())
+    if known is not None:
+        precision = precision * known
     precision = precision.expand(-1, n_features)
     # Precisions of the codes: one matrix for all rows, or one for each.
     products = (weight.unsqueeze(2) * weight.unsqueeze(1)).flatten(1)
     of_codes = (precision @ products).unflatten(1, (k, k))
-    pull = ((observed.y.double() - bias) * precision) @ weight
+    pull = ((y - bias) * precision) @ weight
     found, best = None, pull.new_full((len(pull),), -math.inf)
     for log_weight, center, of_prior in zip(*vae.prior.gaussians(k), strict=True):
         total = of_codes + of_prior
@@ -371,8 +470,9 @@ def estimate_scale(vae, noise, X):
     # Features in one unit, so that the noise has one scale. Each trial sets it.
     unit, n_features = np.full((1, 1), vae.units.mean_scale), vae.layout.n_features
     vae, observed = Observations.of_rows(vae, X, noise, unit)
-    relative, known = 1 / observed.scale, observed.known
-    y = (observed.y * relative).to(vae.device, torch.float32)
+    relative = 1 / observed.scale
+    y, known, _ = vae.unpack(observed.y)
+    y = (y * relative).to(vae.device, torch.float32)
     # Of rows that are features nothing is outside.
     share = y.shape[1] / n_features
     outside = 0.0 if observed.outside is None else float(observed.outside.mean())
@@ -384,7 +484,7 @@ def estimate_scale(vae, noise, X):
     def scale_of(location):
         residual = (y - location).flatten()
         if known is not None:
-            residual = (y - location)[known.to(vae.device).expand_as(location)]
+            residual = (y - location)[..., known.to(vae.device) > 0].flatten()
         # In units of the largest, whose powers stay in the range of float32.
         largest = float(residual.abs().max()) or 1.0
         power = noise.mean_power(residual / largest, torch.zeros_like(residual))

@@ -59,11 +59,3 @@ def divergence_error(epoch, learning_rate):
         f"learning_rate (now {learning_rate:g}), or raise sigma or batch_size; if that "
         "does not help, look for outliers in X."
     )
-
-
-def missing_entries_error(name="X"):
-    """The error for data with NaN where that is not taken."""
-    return ValueError(
-        f"Input {name} contains NaN. Fill the gaps with SimpleImputer, KNNImputer or "
-        "IterativeImputer. In a fitted model denoise and posterior take missing values."
-    )

@@ -30,6 +30,7 @@ from skorch.history import History
 from ._errors import ModelFileError
 from ._model.build import RECIPES, LinearPathEncoder, build_networks, class_name
 from ._model.fitted import OUTCOME, FittedModel
+from ._model.gaps import Completion
 from ._model.layout import Layout
 from ._model.prior import build_prior
 from ._model.settings import limited_threads, reproducible_weights, resolve_device
@@ -42,7 +43,7 @@ from .priors import PRIORS, NormalPrior
 
 # To be increased when readers of this format can no longer read what is written, not
 # for entries that they can ignore.
-FORMAT = 4
+FORMAT = 5
 
 # The dictionary's key in the metadata of a file.
 _KEY = "sklearn_sigmavae"
@@ -224,6 +225,13 @@ def describe(estimator):
     axes = vae.units.axes
     if axes is not None:
         arrays["units.axes"], arrays["units.filter"] = axes, vae.units.filter
+    completion = vae.completion
+    arrays["completion.variances"] = completion.variances
+    if completion.mean.any():
+        arrays["completion.mean"] = completion.mean
+    if axes is None and len(completion.variances):
+        # Otherwise they are the first of the units.
+        arrays["completion.axes"] = completion.axes
     if model.sigma is not None:
         arrays["sigma"] = np.array(model.sigma, dtype=np.float64)
     packages = {"numpy": np, "scikit-learn": sklearn, "skorch": skorch, "torch": torch}
@@ -238,6 +246,7 @@ def describe(estimator):
         **asdict(vae.layout),
         "network": _encode_part(vae.recipe, "network", arrays),
         "linear_path": isinstance(vae.encoder, LinearPathEncoder),
+        "completion": [completion.noise_variance, completion.corrects],
         "noise": _encode_part(model.noise, "noise", arrays),
         "prior": _encode_part(vae.prior.recipe, "prior", arrays),
         "structure": encode(list(model.structure.items()), "structure", arrays),
@@ -461,7 +470,30 @@ def _restore_module(header, arrays, recipe, noise, prior):
     prior = _restore_prior(prior, arrays, n_components)
     vae = VAE(networks, prior, units, layout, n_components)
     vae.tails = _restore_tails(arrays, units.n_seen, n_components)
+    vae.completion = _restore_completion(header, arrays, vae, noise)
     return vae
+
+
+def _restore_completion(header, arrays, vae, noise):
+    d, k = vae.layout.n_features, vae.n_components
+    if header["format"] < 5:
+        # What the model takes for the mean.
+        with torch.no_grad():
+            location = vae.decode(torch.zeros(1, k)).numpy()[0]
+        mean = vae.units.rotate_back(noise.mean(location))
+        return Completion.by_mean(mean.astype(np.float64), k)
+    noise_variance, corrects = header["completion"]
+    noise_variance = number(noise_variance, "completion", float)
+    variances = arrays["completion.variances"].astype(np.float64)
+    mean = arrays.get("completion.mean", np.zeros(d)).astype(np.float64)
+    n_axes, axes = variances.size, arrays.get("completion.axes", vae.units.axes)
+    axes = np.zeros((d, 0)) if axes is None else axes[:, :n_axes].astype(np.float64)
+    if axes.shape != (d, n_axes) or variances.shape != (n_axes,) or n_axes > k:
+        raise ModelFileError("its completion is not one of its samples.")
+    if mean.shape != (d,) or not (noise_variance > 0 and (variances >= 0).all()):
+        raise ModelFileError("its completion has no density.")
+    axes = np.ascontiguousarray(axes)
+    return Completion(mean, axes, variances, noise_variance, k, bool(corrects))
 
 
 def _restore_prior(recipe, arrays, n_components):

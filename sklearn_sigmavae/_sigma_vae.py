@@ -33,6 +33,8 @@ from ._validation import (
     check_params,
     check_rows,
     check_samples,
+    check_support,
+    find_gaps,
     resolve_layout,
     warn_if_far,
 )
@@ -75,7 +77,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     Data is a table, or an array of images: (n, H, W), (n, H, W, C) or, with
     `channels_first`, (n, C, H, W). Its offset and unit do not matter, but columns in
     different units need a :class:`~sklearn.preprocessing.StandardScaler`, or one
-    ``sigma`` each.
+    ``sigma`` each. Entries may be missing, NaN, in training as in all else: the bound
+    of a row is that of the entries that are known [9]_, and training starts at
+    probabilistic PCA of these. :class:`SigmaVAEImputer` fills the gaps.
 
     Parameters
     ----------
@@ -275,6 +279,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     .. [8] K. Rose, "Deterministic Annealing for Clustering, Compression,
        Classification, Regression, and Related Optimization Problems", Proceedings of
        the IEEE 86(11), 1998.
+    .. [9] A. Nazabal, P. M. Olmos, Z. Ghahramani, I. Valera, "Handling Incomplete
+       Heterogeneous Data using VAEs", arXiv:1807.03653, 2018.
 
     Examples
     --------
@@ -423,7 +429,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Training data, at least two rows, in any units. Unsigned integers of 8 or 16
+            Training data, at least two rows, in any units. NaN stands for a missing
+            entry; each column needs one that is known. Unsigned integers of 8 or 16
             bits are converted batch by batch.
         y : Ignored
             Present for API consistency.
@@ -557,7 +564,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Data.
+            Data. Rows with missing entries, NaN, are completed for the encoder by the
+            linear model that training started from.
 
         Returns
         -------
@@ -569,7 +577,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ------
         NotFittedError, ValueError, TypeError
             If the estimator is not fitted, or `X` is not valid: another number of
-            features or shape, NaN, sparse, or outside of [0, 1] for Bernoulli noise.
+            features or shape, infinity, sparse, or outside of [0, 1] for Bernoulli
+            noise.
 
         Examples
         --------
@@ -649,7 +658,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         noise : {"gaussian", "laplace"} or NoiseModel, default=None
             Distribution of the noise that `X` carries; None for that of the model.
         refine : bool, default=None
-            Whether to refine. None refines if there is noise or something is missing.
+            Whether to refine. None refines if there is noise or something is missing;
+            False takes the encoder's answer for rows that the linear model completes.
         max_iter : int, default=40
             Number of steps of the refinement.
         tol : float, default=1e-2
@@ -664,7 +674,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         ------
         NotFittedError, ValueError, TypeError
             If the estimator is not fitted, or `X` or another parameter is not valid, or
-            ``refine=False`` with noise or missing entries.
+            ``refine=False`` with noise.
 
         Examples
         --------
@@ -679,18 +689,29 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         True
         """
         check_is_fitted(self)
+        rows = self._check_observed(X)
+        noise_scale = self._scale_to_fill(rows, noise_scale, noise)
         given = noise_scale is not None or noise is not None
         if refine is False and given:
             raise ValueError(
                 "refine=False takes the posterior from the encoder, which knows clean "
                 "data only; it goes with neither noise_scale nor noise."
             )
-        rows = None if refine is False else self._check_observed(X)
-        if rows is not None and (refine or given or np.isnan(rows).any()):
-            vae, observed, found = self._refine(rows, noise_scale, noise, max_iter, tol)
-            found = _denoise.prefer_encoder(vae, observed, found)
-        else:
-            found = self._infer(lambda vae, x: vae.posterior(x).stack(), X)
+        refined = np.full(len(rows), bool(refine or given))
+        if refine is None:
+            refined |= np.isnan(rows).any(axis=1)
+        found = np.empty(
+            (len(rows), 2, self._n_features_out), np.result_type(rows, np.float32)
+        )
+        if refined.any():
+            # Scales of the noise may be those of the rows.
+            some = slice(None) if refined.all() else refined
+            arguments = noise_scale, noise, max_iter, tol
+            *_, found[some] = self._refine(rows[some], *arguments, prefers=True)
+        if not refined.all():
+            found[~refined] = infer(
+                self.module_, lambda vae, x: vae.posterior(x).stack(), rows[~refined]
+            )
         return found[:, 0], np.exp(0.5 * found[:, 1])
 
     @check_params(_OBSERVATION)
@@ -702,9 +723,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Noisy rows. NaN, or null, stands for a missing entry: to fill these alone,
-            use ``np.where(np.isnan(X), vae.denoise(X), X)``, or for a DataFrame
-            ``X.combine_first(pd.DataFrame(vae.denoise(X), X.index, X.columns))``.
+            Noisy rows. NaN, or null, stands for a missing entry; to fill these alone,
+            see :class:`SigmaVAEImputer`.
         noise_scale : float, array-like (shapes below) or "estimate", default="estimate"
             Scale of the noise, in the units of `X`, of a shape that :meth:`posterior`
             takes. None stands for ``sigma_``. Bernoulli noise has no scale: "estimate"
@@ -741,6 +761,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         check_is_fitted(self)
         rows = self._check_observed(X)
+        noise_scale = self._scale_to_fill(rows, noise_scale, noise)
         *_, found = self._refine(rows, noise_scale, noise, max_iter, tol)
         return self._decode(found[:, 0]).astype(found.dtype, copy=False)
 
@@ -795,7 +816,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Clean data.
+            Clean data, NaN where an entry is missing.
 
         Returns
         -------
@@ -832,7 +853,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Lower bound on the log-likelihood of each row.
 
         It is the bound at ``beta=1``, whatever ``beta`` trained the model, so it
-        compares across ``sigma`` and with ``PCA.score``. The expectation is taken over
+        compares across ``sigma`` and with ``PCA.score``. Of rows with missing entries
+        it bounds the likelihood of those that are known. The expectation is taken over
         fixed points, which is exact for a linear decoder with Gaussian noise and a
         normal prior, and off by a few hundredths of a nat at most otherwise.
 
@@ -844,7 +866,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Clean data.
+            Clean data, NaN where an entry is missing.
         n_importance_samples : int, default=None
             Number of samples of the tighter importance-weighted bound [1]_.
         refine : bool, default=True
@@ -894,7 +916,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features), or images
-            Clean data.
+            Clean data, NaN where an entry is missing.
         y : Ignored
             Present for API consistency.
 
@@ -1127,6 +1149,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
@@ -1149,18 +1172,22 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _check_samples(self, X, X_val=None, *, continues=False, minimum=2):
         """Training data as ``Samples``; sets ``n_features_in_`` and names."""
+        with_gaps = {"ensure_all_finite": "allow-nan"}
+        kwargs = with_gaps | {"ensure_min_samples": minimum}
         if continues:
             layout = self.module_.layout
-            X = check_rows(self, X, layout, ensure_min_samples=minimum)
+            X = check_rows(self, X, layout, **kwargs)
         else:
-            X = check_samples(self, X, reset=True, ensure_min_samples=minimum)
+            X = check_samples(self, X, reset=True, **kwargs)
             layout = resolve_layout(X.shape[1:], self.image_shape, self.channels_first)
             self.n_features_in_ = layout.n_features
             X = layout.to_rows(X)
+        has_gaps = find_gaps(X, self._feature_names, must_be_known=not continues)
         if X_val is not None:
-            X_val = check_rows(self, X_val, layout, name="X_val")
+            X_val = check_rows(self, X_val, layout, name="X_val", **with_gaps)
+            has_gaps |= find_gaps(X_val, self._feature_names, must_be_known=False)
             warn_if_far(X, X_val)
-        return Samples(X, X_val, layout, self._feature_names)
+        return Samples(X, X_val, layout, self._feature_names, has_gaps)
 
     @contextmanager
     def _unchanged_on_failure(self):
@@ -1193,7 +1220,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _infer(self, function, X):
         check_is_fitted(self)
         X = check_rows(self, X, self.module_.layout, ensure_all_finite=False)
-        self.noise_.check_data(X)
+        check_support(self.noise_, X)
         return infer(self.module_, function, X)
 
     def _decode(self, Z, noise_from=None):
@@ -1209,16 +1236,44 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """Noisy rows, with NaN where an entry is missing."""
         X = check_rows(self, X, self.module_.layout, ensure_all_finite="allow-nan")
         if not self.noise_.has_scale:
-            self.noise_.check_data(X[~np.isnan(X)] if np.isnan(X).any() else X)
+            check_support(self.noise_, X)
         return X
 
-    def _refine(self, rows, noise_scale, noise, max_iter, tol):
-        """A module, observations of noisy rows for it, and each refined posterior."""
+    def _scale_to_fill(self, rows, noise_scale, noise):
+        """A scale of the noise, or None where "estimate" is to fill gaps alone."""
+        estimates = isinstance(noise_scale, str) and noise is None
+        if estimates and not self.noise_.has_scale and np.isnan(rows).any():
+            return None
+        return noise_scale
+
+    def _expect(self, X):
+        """Mean of rows given what is known of them, without noise."""
+        found = self._refine(self._check_observed(X))
+        units, rows = self.module_.units, _denoise.expected_rows(*found)
+        return self.module_.layout.to_samples(units.to_data(rows))
+
+    def _draw(self, X, random_state):
+        """A draw of whole rows given what is known of them, noise included."""
+        vae, observed, found = self._refine(self._check_observed(X))
+        codes = _denoise.draw_codes(vae, observed, found, random_state)
+        return self._decode(codes, noise_from=random_state)
+
+    def _refine(
+        self, rows, noise_scale=None, noise=None, max_iter=40, tol=1e-2, prefers=False
+    ):
+        """A module, observations of noisy rows for it, and each refined posterior.
+
+        The encoder's, where that is better, if the noise is that of the model, or with
+        ``prefers``.
+        """
         model, names = self._model, self._feature_names
         vae, observed = _denoise.observe(model, rows, noise_scale, noise, names)
         refine, n_steps = _denoise.refined_posterior, len(rows) * max_iter
         with progress(n_steps, self.verbose, "SigmaVAE", "step") as bar:
-            return vae, observed, refine(vae, observed, max_iter, tol, bar)
+            found = refine(vae, observed, max_iter, tol, bar)
+        if prefers or noise_scale is None:
+            found = _denoise.prefer_encoder(vae, observed, found)
+        return vae, observed, found
 
 
 def _with_attributes(cls, attributes):

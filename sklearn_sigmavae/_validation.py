@@ -14,7 +14,6 @@ import torch
 from sklearn.utils._param_validation import Interval, validate_params
 from sklearn.utils.validation import validate_data
 
-from ._errors import missing_entries_error
 from ._model.layout import Layout
 from .networks import is_count
 
@@ -54,11 +53,34 @@ def check_samples(estimator, X, name="X", **kwargs):
     try:
         return validate_data(estimator, X, dtype=DTYPES, order="C", **kwargs)
     except ValueError as error:
-        # scikit-learn recommends classifiers that take NaN, and calls all data X.
-        if "contains NaN" in str(error):
-            raise missing_entries_error(name) from None
+        # scikit-learn calls all data X.
         message = re.sub("^(Input )?X ", rf"\g<1>{name} ", str(error))
         raise ValueError(message) from None
+
+
+def check_support(noise, X):
+    """Raise ``ValueError`` unless the known entries are in the support of a noise."""
+    known = ~np.isnan(X) if X.dtype.kind == "f" else None
+    if known is not None and not known.all():
+        X = X[known]
+    if X.size:
+        noise.check_data(X)
+
+
+def find_gaps(X, names, must_be_known):
+    """Whether rows have NaN; ``ValueError`` if a column has nothing else."""
+    if X.dtype.kind != "f" or not np.isnan(X.min()):
+        return False
+    if not must_be_known and np.isnan(np.fmin.reduce(X, axis=None)):
+        raise ValueError("X or X_val has no entries: all are missing.")
+    if must_be_known and np.isnan(columns := np.fmin.reduce(X, axis=0)).any():
+        column = int(np.isnan(columns).argmax())
+        name = column if names is None else repr(names[column])
+        raise ValueError(
+            f"Column {name} of X has no entries: all are missing. Drop it, or use "
+            "SigmaVAEImputer, which does."
+        )
+    return True
 
 
 def shape_of(X):
@@ -70,6 +92,9 @@ def as_samples(X):
     """Samples as they are, except that tensors and lists become arrays."""
     if isinstance(X, torch.Tensor):
         return X.detach().cpu().numpy()
+    if isinstance(X, np.ma.MaskedArray):
+        # scikit-learn would take what is under the mask.
+        return X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan)
     is_ragged = isinstance(X, list | tuple)
     if is_ragged:
         with suppress(ValueError):
@@ -140,8 +165,12 @@ def warn_if_far(X, X_val):
     # Squares of the largest numbers leave float64; then there is no answer.
     with np.errstate(over="ignore", invalid="ignore"):
         mean = X.mean(axis=0, dtype=np.float64)
-        farthest = np.linalg.norm(X - mean, axis=1).max()
-        distances = np.linalg.norm(X_val - mean, axis=1)
+        if np.isnan(mean).any():
+            mean = np.nanmean(X, axis=0, dtype=np.float64)
+        farthest, distances = (
+            np.linalg.norm(np.nan_to_num(rows - mean), axis=1) for rows in (X, X_val)
+        )
+        farthest = farthest.max()
         near = np.quantile(distances, 0.25, method="lower")
         is_far = farthest > 0 and _FAR * farthest < near < np.inf
     if is_far:

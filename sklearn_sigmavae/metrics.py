@@ -15,16 +15,26 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _get_feature_names
 
-from ._validation import COUNT, DTYPES, as_samples, check_params, check_scales
+from ._validation import (
+    COUNT,
+    DTYPES,
+    FRACTION,
+    as_samples,
+    check_params,
+    check_scales,
+)
+from .imputation import through_pipeline
 from .noise import ANY_NOISE, NoiseModel, resolve_noise
 
 __all__ = [
     "denoising_scorer",
     "elbo_scorer",
     "importance_weighted_scorer",
+    "imputation_scorer",
     "reconstruction_scorer",
 ]
 
+_SEED = Interval(Integral, 0, 2**32 - 1, closed="both")
 _NOISE_SCALE = "The 'noise_scale' parameter of denoising_scorer"
 
 
@@ -118,12 +128,7 @@ def reconstruction_scorer(estimator, X, y=None):
     return -_squared_error(estimator, X, _as_floats(X))
 
 
-@check_params(
-    {
-        "noise": ANY_NOISE,
-        "random_state": [Interval(Integral, 0, 2**32 - 1, closed="both")],
-    }
-)
+@check_params({"noise": ANY_NOISE, "random_state": [_SEED]})
 def denoising_scorer(noise_scale, *, noise="gaussian", random_state=0):
     """Scorer of how well clean data is restored from noisy data.
 
@@ -228,6 +233,65 @@ def importance_weighted_scorer(n_importance_samples=100):
     return _ImportanceWeightedScorer(int(n_importance_samples))
 
 
+@check_params({"missing_fraction": [FRACTION], "random_state": [_SEED]})
+def imputation_scorer(missing_fraction=0.2, *, random_state=0):
+    """Scorer of how well missing entries are filled.
+
+    The scorer hides some of the known entries of `X`, lets the estimator fill the gaps,
+    and returns the negative mean squared error of what it fills in for the hidden
+    entries. Entries that are missing, NaN, stay so and do not count. The same `X`
+    always has the same entries hidden.
+
+    Parameters
+    ----------
+    missing_fraction : float, default=0.2
+        Probability with which each known entry is hidden. One entry of each row is
+        always left.
+    random_state : int, default=0
+        Source of which entries are hidden.
+
+    Returns
+    -------
+    scorer : callable
+        Takes ``(estimator, X, y=None)`` and returns a float, never positive, in the
+        squared units of `X`. The estimator is a :class:`~sklearn_sigmavae.SigmaVAE`, a
+        :class:`~sklearn_sigmavae.SigmaVAEImputer` or another imputer, or a pipeline
+        that ends in one: what it fills in goes back through the ``inverse_transform``
+        of the other steps. The scorer raises ``TypeError`` if these or the estimator
+        lack a method, and ``ValueError`` if nothing can be hidden, gaps are left, or
+        other columns come back.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not valid.
+
+    See Also
+    --------
+    denoising_scorer : The same for noise.
+    sklearn_sigmavae.SigmaVAEImputer : Fills gaps.
+
+    Notes
+    -----
+    Columns with large numbers count most. Standardize columns in different units before
+    the search.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sklearn_sigmavae import SigmaVAE, SigmaVAEImputer
+    >>> from sklearn_sigmavae.metrics import imputation_scorer
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), max_iter=2, random_state=0)
+    >>> grid, scoring = {"estimator__sigma": [0.2, 1]}, imputation_scorer()
+    >>> search = GridSearchCV(SigmaVAEImputer(vae), grid, scoring=scoring)
+    >>> search.fit(X).best_params_
+    {'estimator__sigma': 0.2}
+    """
+    return _ImputationScorer(float(missing_fraction), int(random_state))
+
+
 # The scorers are objects, not closures, so that they can be pickled. Scales may be
 # arrays, which do not compare to one truth value.
 
@@ -276,6 +340,43 @@ class _ImportanceWeightedScorer:
         return f"importance_weighted_scorer({self.n_importance_samples})"
 
 
+@dataclass(frozen=True, repr=False)
+class _ImputationScorer:
+    missing_fraction: float
+    random_state: int
+
+    def __call__(self, estimator, X, y=None):
+        known = _as_floats(X, ensure_all_finite="allow-nan")
+        hidden = self._choose(known.reshape(len(known), -1)).reshape(known.shape)
+        if not hidden.any():
+            raise ValueError(
+                "The scorer has no entry to hide: of each row one is left. Pass more "
+                f"rows, or a greater missing_fraction than {self.missing_fraction:g}."
+            )
+        gaps = _like(X, np.where(hidden, np.nan, known))
+        filled = np.asarray(through_pipeline(estimator, gaps, _fill))
+        if filled.shape != known.shape:
+            raise ValueError(
+                f"The estimator returned shape {filled.shape} for X of shape "
+                f"{known.shape}. Imputers must keep empty columns and add none."
+            )
+        if np.isnan(filled[hidden]).any():
+            raise ValueError("The estimator left some of the hidden entries missing.")
+        return -_mean_square(filled[hidden], known[hidden])
+
+    def _choose(self, rows):
+        """Which entries to hide; rows keep the one with the greatest number."""
+        numbers = check_random_state(self.random_state).uniform(size=rows.shape)
+        numbers[np.isnan(rows)] = -1
+        hidden = (numbers >= 0) & (numbers < self.missing_fraction)
+        hidden[np.arange(len(rows)), numbers.argmax(axis=1)] = False
+        return hidden
+
+    def __repr__(self):
+        keywords = f"random_state={self.random_state}"
+        return f"imputation_scorer({self.missing_fraction:g}, {keywords})"
+
+
 def _check_has(estimator, *methods):
     # A pipeline has a method if its steps do.
     lacking = [method for method in methods if not hasattr(estimator, method)]
@@ -286,9 +387,9 @@ def _check_has(estimator, *methods):
         )
 
 
-def _as_floats(X):
+def _as_floats(X, **kwargs):
     """Data as an array of floats, float32 where the estimator computes in it."""
-    kwargs = {"ensure_2d": False, "allow_nd": True, "input_name": "X"}
+    kwargs |= {"ensure_2d": False, "allow_nd": True, "input_name": "X"}
     X = check_array(as_samples(X), dtype=DTYPES, **kwargs)
     return X.astype(np.float32) if X.dtype.kind == "u" else X
 
@@ -312,5 +413,17 @@ def _squared_error(estimator, X, target):
             f"inverse_transform returned shape {restored.shape} for X of shape "
             f"{target.shape}. Does a step of the pipeline not restore the shape?"
         )
-    residual = np.subtract(restored, target, dtype=np.float64).ravel()
+    return _mean_square(restored, target)
+
+
+def _fill(estimator, X):
+    """Rows without gaps, by the last step of a pipeline."""
+    if hasattr(estimator, "denoise"):
+        return estimator.denoise(X, noise_scale=None)
+    _check_has(estimator, "transform")
+    return estimator.transform(X)
+
+
+def _mean_square(a, b):
+    residual = np.subtract(a, b, dtype=np.float64).ravel()
     return float(residual @ residual / residual.size)

@@ -48,8 +48,11 @@ class FactsOfRows:
     ``outside`` is the rows' mean squared norm outside of the axes, by default zero.
     """
 
+    log_volume = 7.0
+
     def __init__(self, rows, outside=0.0):
         self.n_rows, self.outside, self.device = len(rows), outside, torch.device("cpu")
+        self.n_features = self.n_observed = rows.shape[1]
 
     def __len__(self):
         return self.n_rows

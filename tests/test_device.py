@@ -25,7 +25,7 @@ from small_vae import (
 )
 from torch import nn
 
-from sklearn_sigmavae import BatchedGridSearchCV
+from sklearn_sigmavae import BatchedGridSearchCV, SigmaVAEImputer
 from sklearn_sigmavae._model.points import quadrature
 from sklearn_sigmavae._model.settings import fits, is_out_of_memory, matmul_precision
 from sklearn_sigmavae._training import cuda_graph
@@ -78,6 +78,11 @@ def twin(monkeypatch):
     return twin
 
 
+def with_gaps(X):
+    """Rows of which a quarter of the entries is missing."""
+    return np.where(np.random.RandomState(5).rand(*X.shape) < 0.25, np.nan, X)
+
+
 @pytest.mark.parametrize(
     "params",
     [
@@ -92,20 +97,22 @@ def twin(monkeypatch):
     ],
     ids=str,
 )
-def test_captured_training_is_eager_training(twin, monkeypatch, params):
-    captured = small_vae(max_iter=6, **params).fit(ROWS)
+@pytest.mark.parametrize("has_gaps", [False, True])
+def test_captured_training_is_eager_training(twin, monkeypatch, params, has_gaps):
+    rows = with_gaps(ROWS) if has_gaps else ROWS
+    captured = small_vae(max_iter=6, **params).fit(rows)
     # Batches of 16 out of 63 or 70 rows, the last one smaller; three steps warm up.
     n_full = len(captured.history_) * (3 if captured.early_stopping else 4)
     assert twin.n_captured == 1
     assert twin.n_replayed == n_full - 3
     monkeypatch.undo()
-    eager = small_vae(max_iter=6, **params).fit(ROWS)
+    eager = small_vae(max_iter=6, **params).fit(rows)
     np.testing.assert_allclose(
         captured.history_[:, "train_loss"], eager.history_[:, "train_loss"], rtol=1e-5
     )
     np.testing.assert_allclose(captured.sigma_, eager.sigma_, rtol=1e-5)
     np.testing.assert_allclose(
-        captured.transform(ROWS), eager.transform(ROWS), atol=1e-5
+        captured.transform(rows), eager.transform(rows), atol=1e-5
     )
     for vae in (captured, eager):
         assert all(type(g["lr"]) is float for g in vae.net_.optimizer_.param_groups)
@@ -509,8 +516,10 @@ def fit_on_cuda(monkeypatch, X, *, captured=True, **params):
     ],
     ids=str,
 )
-def test_cuda_graphs_train_like_eager_steps(monkeypatch, params):
+@pytest.mark.parametrize("has_gaps", [False, True])
+def test_cuda_graphs_train_like_eager_steps(monkeypatch, params, has_gaps):
     X = low_rank_rows(500, 40).astype(np.float32)
+    X = with_gaps(X) if has_gaps else X
     captured, n_graphs = fit_on_cuda(monkeypatch, X, **params)
     assert n_graphs == 1
     eager, n_graphs = fit_on_cuda(monkeypatch, X, captured=False, **params)
@@ -544,6 +553,9 @@ ON_EITHER_DEVICE = {
     "denoise, of some scale": lambda vae, X: vae.denoise(X),
     "denoise, by feature": lambda vae, X: vae.denoise(X, noise_scale=NOISE * X[0] ** 2),
     "gaps": lambda vae, X: vae.denoise(np.where(X > 2, np.nan, X)),
+    "gaps, transform": lambda vae, X: vae.transform(with_gaps(X)),
+    "gaps, score": lambda vae, X: vae.score_samples(with_gaps(X)),
+    "gaps, fill": lambda vae, X: SigmaVAEImputer(vae).fit_transform(with_gaps(X)),
     "posterior": lambda vae, X: vae.posterior(X, noise_scale=NOISE)[0],
 }
 

@@ -1,7 +1,6 @@
 """The bound against what it must be where it is known exactly."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,7 +102,7 @@ def test_loss_is_minus_the_bound(module, exponent, shape):
     prior = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
     exact = torch.distributions.kl_divergence(posterior, prior)
     torch.testing.assert_close(kl, exact.sum(1)[None])
-    criterion = NegativeELBO(noise, 2.5, 0.3, 7.0)
+    criterion = NegativeELBO(noise, 2.5, 0.3)
     loss = criterion.in_nats(module, criterion(module, x, eps).detach(), FactsOfRows(x))
     expected = 2.5 * kl.mean() - log_likelihood.mean() + 7.0
     assert loss == pytest.approx(expected.item())
@@ -114,7 +113,7 @@ def test_equivalence_of_beta_and_sigma(module, exponent):
     noise, x, eps = GeneralizedNormalNoise(exponent), normal(50, 6), normal(50, 3)
 
     def loss_and_gradients(sigma, beta):
-        criterion = NegativeELBO(noise, beta, sigma, 0.0)
+        criterion = NegativeELBO(noise, beta, sigma)
         loss = criterion(module, x, eps)
         gradients = torch.autograd.grad(loss, list(module.parameters()))
         return criterion.in_nats(module, loss.detach(), FactsOfRows(x)), gradients
@@ -137,14 +136,14 @@ def test_annealing_is_more_noise(module, exponent):
         return torch.autograd.grad(criterion(module, x, eps), parameters)
 
     factor = 5.0**exponent
-    criterion = NegativeELBO(noise, 1.5, 0.2, 0.0, first_factor=factor)
-    noisier = NegativeELBO(noise, 1.5, 1.0, 0.0)
+    criterion = NegativeELBO(noise, 1.5, 0.2, first_factor=factor)
+    noisier = NegativeELBO(noise, 1.5, 1.0)
     criterion.anneal(0.0, factor)
     for ours, other in zip(gradients(criterion), gradients(noisier), strict=True):
         atol = 1e-10 * ours.abs().max().item()
         torch.testing.assert_close(ours, factor * other, rtol=1e-10, atol=atol)
     # Held-out rows see the noise of the model.
-    plain = NegativeELBO(noise, 1.5, 0.2, 0.0).eval()
+    plain = NegativeELBO(noise, 1.5, 0.2).eval()
     criterion.eval()
     assert criterion(module, x, eps).equal(plain(module, x, eps))
     rows = FactsOfRows(x)
@@ -154,7 +153,7 @@ def test_annealing_is_more_noise(module, exponent):
 def test_annealed_loss_has_its_constant(module):
     noise, x, eps = GeneralizedNormalNoise(2.0), normal(50, 6), normal(50, 3)
     log_likelihood, kl = elbo_terms(module, noise, x, eps, 0.3)
-    criterion = NegativeELBO(noise, 2.5, 0.3, 7.0, first_factor=16.0)
+    criterion = NegativeELBO(noise, 2.5, 0.3, first_factor=16.0)
     for progress, factor in (0.0, 16.0), (0.3, 4.0), (0.6, 1.0), (0.99, 1.0):
         criterion.anneal(progress, 100.0)
         assert criterion.kl_factor == pytest.approx(factor)
@@ -176,10 +175,10 @@ def test_noise_that_follows_has_the_loss_of_its_scale(module, exponent):
         return criterion.in_nats(module, loss.detach(), rows), gradients
 
     falling = FallingNoise(0.9, 1e-3, 1.0)
-    criterion = NegativeELBO(noise, 1.0, 0.2, 7.0, falling=falling)
+    criterion = NegativeELBO(noise, 1.0, 0.2, falling=falling)
     criterion.anneal(0.0, 1.0)
     loss, gradients = loss_and_gradients(criterion)
-    expected, others = loss_and_gradients(NegativeELBO(noise, 1.0, 0.9, 7.0))
+    expected, others = loss_and_gradients(NegativeELBO(noise, 1.0, 0.9))
     assert loss == pytest.approx(expected)
     for gradient, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-10, atol=1e-10)
@@ -189,7 +188,7 @@ def test_noise_that_follows_has_the_loss_of_its_scale(module, exponent):
     with torch.no_grad():
         best = criterion.in_nats(module, criterion(module, x, eps), rows)
     for factor in (0.99, 1.0, 1.01):
-        fixed = NegativeELBO(noise, 1.0, factor * falling.best, 7.0).eval()
+        fixed = NegativeELBO(noise, 1.0, factor * falling.best).eval()
         other, _ = loss_and_gradients(fixed)
         if factor == 1.0:
             assert best == pytest.approx(other, abs=1e-5)
@@ -200,8 +199,8 @@ def test_noise_that_follows_has_the_loss_of_its_scale(module, exponent):
 def test_learned_scale_has_the_gradient_through_it(module):
     noise, x, eps = GeneralizedNormalNoise(1.5), normal(50, 6), normal(50, 3)
     parameters = list(module.parameters())
-    dataset = SimpleNamespace(device="cpu", outside=0.0)
-    criterion = NegativeELBO(noise, 1.0, 1.0, 0.0, min_scale=1e-3).train()
+    dataset = FactsOfRows(x)
+    criterion = NegativeELBO(noise, 1.0, 1.0, min_scale=1e-3).train()
     criterion.begin_epoch(dataset)
     ours = torch.autograd.grad(criterion(module, x, eps), parameters)
 
@@ -213,13 +212,13 @@ def test_learned_scale_has_the_gradient_through_it(module):
     loss = (kl - noise.log_prob(x, location, scale)).mean()
     torch.testing.assert_close(ours, torch.autograd.grad(loss, parameters))
 
-    criterion.end_epoch(50)
+    criterion.end_epoch(dataset)
     assert criterion.scale == pytest.approx(scale.item())
     # The scale of an epoch weighs rows equally, not batches.
     criterion.begin_epoch(dataset)
     for part in (slice(0, 40), slice(40, None)):
         criterion(module, x[part], eps[part])
-    criterion.end_epoch(50)
+    criterion.end_epoch(dataset)
     assert criterion.scale == pytest.approx(scale.item())
 
 

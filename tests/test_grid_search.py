@@ -716,7 +716,7 @@ BAD_GRIDS = [
     ({"device": ["cpu", "nowhere"]}, "device"),
 ]
 BAD_ROWS = [
-    (np.where(np.arange(5) == 2, np.nan, X), "NaN"),
+    (np.where(np.arange(5) == 2, np.nan, X), "Column 2 of X has no entries"),
     (X[:0], "0 sample|minimum|at least|Cannot have number of splits"),
     (X[:, 0], "2D|dimension"),
     (X[:, :0], "0 feature"),

@@ -236,7 +236,7 @@ def test_images_of_mixed_sizes_are_refused(fitted, n_dims):
         (np.zeros((4, 0, 8)), r"Got samples of shape \(0, 8\)"),
         (np.zeros((0, 8, 8)), "0 sample"),
         (np.zeros((1, 8, 8)), "minimum of 2"),
-        (np.full((4, 8, 8), np.nan), "NaN"),
+        (np.full((4, 8, 8), np.nan), "Column 0 of X has no entries"),
         (np.full((4, 8, 8), "pixel"), "could not convert|numeric"),
         (np.zeros((4, 3, 8)), r"at least 4 x 4 pixels. Got shape \(1, 3, 8\)"),
         (np.zeros((4, 3, 8, 8)), r"Got shape \(8, 3, 8\)"),

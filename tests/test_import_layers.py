@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "sklearn_sigmavae"
 
 # None imports what stands above it.
 LAYERS = [
-    {"_selection", "_plot", "metrics"},
+    {"_selection", "_plot", "imputation", "metrics"},
     {"_sigma_vae"},
     {"_training"},
     {"_denoise", "_files"},

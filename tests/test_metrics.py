@@ -11,17 +11,23 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import SelectKBest
+from sklearn.impute import KNNImputer, SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from small_vae import NOISE, low_rank_rows, small_vae
 
-from sklearn_sigmavae import GeneralizedNormalNoise
+from sklearn_sigmavae import (
+    BatchedGridSearchCV,
+    GeneralizedNormalNoise,
+    SigmaVAEImputer,
+)
 from sklearn_sigmavae.metrics import (
     denoising_scorer,
     elbo_scorer,
     importance_weighted_scorer,
+    imputation_scorer,
     reconstruction_scorer,
 )
 
@@ -31,6 +37,7 @@ SCORERS = {
     "reconstruction": reconstruction_scorer,
     "denoising": denoising_scorer(0.5),
     "importance": importance_weighted_scorer(10),
+    "imputation": imputation_scorer(),
 }
 each_scorer = pytest.mark.parametrize("scorer", SCORERS.values(), ids=SCORERS)
 
@@ -111,6 +118,97 @@ def test_denoising_in_the_linear_model_is_the_closed_form(scale):
     error = np.std(scores) / np.sqrt(len(scores))
     assert error > 0
     assert abs(np.mean(scores) + expected) < 4 * error
+
+
+class Zeros:
+    """Fills gaps with zeros, and keeps the last rows it saw."""
+
+    def transform(self, X):
+        self.seen = X
+        return np.nan_to_num(X)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.9])
+def test_imputation_hides_a_share_of_the_known_entries(fraction):
+    rows = low_rank_rows(2000)
+    rows[np.random.default_rng(0).random(rows.shape) < 0.2] = np.nan
+    known, imputer = ~np.isnan(rows), Zeros()
+    score = imputation_scorer(fraction)(imputer, rows)
+    left = ~np.isnan(imputer.seen)
+    np.testing.assert_array_equal(imputer.seen[left], rows[left])
+    hidden = known & ~left
+    assert score == pytest.approx(-np.square(rows[hidden]).mean())
+    assert (left.any(axis=1) == known.any(axis=1)).all()
+    # Rows that would lose all keep one.
+    n_known = known.sum(axis=1)
+    expected = (fraction * n_known - fraction**n_known).sum() / n_known.sum()
+    assert hidden.sum() / known.sum() == pytest.approx(expected, abs=0.02)
+    other = Zeros()
+    imputation_scorer(fraction, random_state=1)(other, rows)
+    assert (np.isnan(other.seen) != np.isnan(imputer.seen)).any()
+
+
+def test_imputation_scores_what_is_filled_in():
+    # In other units, so that a score in those of the last step would be another.
+    whole = 9 * X
+    rows = np.where(np.random.default_rng(0).random(X.shape) < 0.1, np.nan, whole)
+    zeros, scorer = Zeros(), imputation_scorer(0.3)
+    scorer(zeros, rows)
+    gaps = zeros.seen
+    hidden = np.isnan(gaps) & ~np.isnan(rows)
+    vae, scaler = small_vae(sigma=2.0).fit(whole), StandardScaler().fit(whole)
+    of_vae = vae.denoise(gaps, noise_scale=None)
+    scaled = small_vae().fit(scaler.transform(whole))
+    of_scaled = scaled.denoise(scaler.transform(gaps), noise_scale=None)
+    of_means = SimpleImputer().fit(whole).transform(gaps)
+    for estimator, filled in (
+        (vae, of_vae),
+        (make_pipeline(vae), of_vae),
+        (SigmaVAEImputer(clone(vae)).fit(whole), of_vae),
+        (make_pipeline(scaler, scaled), scaler.inverse_transform(of_scaled)),
+        (SimpleImputer().fit(whole), of_means),
+        (make_pipeline(StandardScaler(), SimpleImputer()).fit(whole), of_means),
+        (KNNImputer().fit(whole), KNNImputer().fit(whole).transform(gaps)),
+    ):
+        expected = -np.square(filled - rows)[hidden].mean()
+        assert scorer(estimator, rows) == pytest.approx(expected, rel=1e-4)
+
+
+def test_imputation_chooses_the_noise_scale_and_the_number_of_components():
+    rows = low_rank_rows(200, 8)
+    vae = small_vae(hidden_layer_sizes=(), max_iter=0)
+    grid = {"sigma": [NOISE, 3.0], "n_components": [1, 2]}
+    best = {"sigma": NOISE, "n_components": 2}
+    for search in (GridSearchCV, BatchedGridSearchCV):
+        found = search(vae, grid, scoring=imputation_scorer(), cv=2).fit(rows)
+        assert found.best_params_ == best
+        score = imputation_scorer()(found.best_estimator_, rows)
+        assert found.score(rows) == score
+
+
+def test_imputers_that_change_columns_leave_gaps_or_lack_methods_are_refused(vae):
+    scorer, rows = imputation_scorer(), X.copy()
+    rows[:, 2] = np.nan
+    wide = KNNImputer(add_indicator=True, keep_empty_features=True)
+    for imputer, message in (
+        (KNNImputer().fit(rows), r"shape \(60, 4\) for X of shape \(60, 5\). Imputers"),
+        (wide.fit(rows), r"shape \(60, 6\) for X of shape \(60, 5\)"),
+        (StandardScaler().fit(X), "left some of the hidden entries missing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scorer(imputer, rows)
+    for estimator, message in (
+        (LogisticRegression(), "LogisticRegression, which lacks transform"),
+        (make_pipeline(KNNImputer(), StandardScaler()), "must have inverse_transform"),
+        (make_pipeline(KNNImputer(), small_vae()), "must have inverse_transform"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            scorer(estimator.fit(X, X[:, 0] > 1), X)
+    for nothing in (X[:, :1], np.full((3, 5), np.nan), X[:1]):
+        with pytest.raises(ValueError, match="no entry to hide: of each row one"):
+            imputation_scorer(1e-9)(vae, nothing)
+    with pytest.raises(ValueError, match="infinity"):
+        scorer(vae, np.where(X > 2, np.inf, X))
 
 
 @each_scorer
@@ -258,6 +356,8 @@ def test_repr_is_the_call():
     many = repr(denoising_scorer(np.ones((28, 28))))
     assert len(many) < 160
     assert "\n" not in many
+    text = "imputation_scorer(0.3, random_state=2)"
+    assert repr(imputation_scorer(0.3, random_state=2)) == text
     assert repr(importance_weighted_scorer()) == "importance_weighted_scorer(100)"
 
 
@@ -282,6 +382,11 @@ def test_bad_parameters_are_refused():
     for random_state in (None, -1, 0.5, np.random.RandomState(0)):
         with pytest.raises(ValueError, match="'random_state' parameter of denoising"):
             denoising_scorer(1.0, random_state=random_state)
+        with pytest.raises(ValueError, match="'random_state' parameter of imputation"):
+            imputation_scorer(random_state=random_state)
+    for fraction in (0, 1, 1.5, None):
+        with pytest.raises(ValueError, match="'missing_fraction' parameter of"):
+            imputation_scorer(fraction)
     for n in (0, 2.5, "10", None):
         with pytest.raises(ValueError, match="'n_importance_samples' parameter of imp"):
             importance_weighted_scorer(n)

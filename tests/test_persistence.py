@@ -187,7 +187,7 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        ("format", 5, "later version, 99.0. Upgrade"),
+        ("format", 6, "later version, 99.0. Upgrade"),
         ("format", "1", "TypeError"),
         ("n_components", 10**12, "weights are not those"),
         ("n_components", True, "'n_components' is True"),

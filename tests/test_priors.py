@@ -549,7 +549,7 @@ def test_loss_is_minus_the_bound(module, shape):
     prior, values = module.prior.recipe, module.prior.named_values()
     log_prior = prior.log_prob(law.mean + law.stddev * points, **values)
     torch.testing.assert_close(kl, -law.entropy().sum(1) - log_prior)
-    criterion = NegativeELBO(noise, 2.5, 0.3, 7.0)
+    criterion = NegativeELBO(noise, 2.5, 0.3)
     loss = criterion.in_nats(module, criterion(module, x, eps).detach(), FactsOfRows(x))
     expected = 2.5 * kl.mean() - log_likelihood.mean() + 7.0
     assert loss == pytest.approx(expected.item())
@@ -560,7 +560,7 @@ def test_equivalence_of_beta_and_sigma(module, exponent):
     noise, x, eps = GeneralizedNormalNoise(exponent), normal(50, 6), normal(50, 3)
 
     def gradients(sigma, beta):
-        loss = NegativeELBO(noise, beta, sigma, 0.0)(module, x, eps)
+        loss = NegativeELBO(noise, beta, sigma)(module, x, eps)
         names = [name for name, _ in module.named_parameters()]
         found = torch.autograd.grad(loss, list(module.parameters()))
         return dict(zip(names, found, strict=True))

@@ -1,13 +1,13 @@
 """How many rows at a time: every limit of memory, and inference block by block."""
 
 import math
+from contextlib import suppress
 from copy import deepcopy
 
 import numpy as np
 import torch
 from sklearn.utils import assert_all_finite
 
-from .._errors import missing_entries_error
 from .settings import is_out_of_memory, limited_threads, matmul_precision
 
 # All limits are in numbers, not bytes. Pairs are for the CPU, where a block
@@ -102,24 +102,50 @@ def _blocks(function, n_rows, vae, n_points):
             start += step
 
 
+class _HasGapsError(Exception):
+    pass
+
+
 def infer(vae, function, X):
-    """Apply a function of the module and of standardized rows to data."""
+    """Apply a function of the module and of standardized rows to data.
+
+    Rows with gaps go through the module of features, and others as if there were none.
+    """
 
     def to_tensor(rows):
         x = vae.units.standardize(rows)
         # Block by block, while the rows are in cache.
         if not math.isfinite(x.sum()):
             if x.isnan().any() and np.isnan(rows).any():
-                raise missing_entries_error()
-            assert_all_finite(rows, estimator_name="SigmaVAE", input_name="X")
-            if not x.isfinite().all():
-                raise ValueError(
-                    "X has entries too far from the training data to be represented in "
-                    f"{X.dtype}; remove them, or pass float64."
-                )
+                raise _HasGapsError
+            _check_finite(rows, x)
         return x
 
-    return _run(vae, function, X, to_tensor)
+    def to_rows_with_gaps(rows):
+        x = vae.units.standardize(rows)
+        _check_finite(rows, x)
+        return vae.completion.complete(x)
+
+    with suppress(_HasGapsError):
+        return _run(vae, function, X, to_tensor)
+    has_gaps = np.isnan(X).any(axis=1)
+    found = _run(vae.on_features(), function, X[has_gaps], to_rows_with_gaps)
+    result = np.empty((len(X), *found.shape[1:]), dtype=found.dtype)
+    result[has_gaps] = found
+    if not has_gaps.all():
+        result[~has_gaps] = _run(vae, function, X[~has_gaps], to_tensor)
+    return result
+
+
+def _check_finite(rows, x):
+    """Raise ``ValueError`` unless what is known of rows is finite, standardized too."""
+    names = {"estimator_name": "SigmaVAE", "input_name": "X"}
+    assert_all_finite(rows, allow_nan=True, **names)
+    if x.isinf().any() or (x.isnan().numpy() & ~np.isnan(rows)).any():
+        raise ValueError(
+            "X has entries too far from the training data to be represented in "
+            f"{rows.dtype}; remove them, or pass float64."
+        )
 
 
 def decode(vae, Z):

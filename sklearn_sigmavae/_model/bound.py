@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import torch
 
 from .blocks import in_parts
 from .elbo import elbo_terms, energy_outside
+from .gaps import energy_of_rows, log_likelihood_of_rows
 from .points import importance_points, quadrature, weighted_mean
 from .vae import Posterior
 
@@ -32,10 +34,17 @@ class RowBound:
             self.samples = importance_points(n_components, self.n_samples)
 
     def __call__(self, vae, x):
+        if not vae.units.n_outside:
+            x = vae.units.rotate(x)
+            _, known, _ = vae.unpack(x)
+            bounds = self._inside(vae, x)
+            if known is not None:
+                # The caller subtracts this for all features.
+                log_scale = torch.from_numpy(np.log(vae.units.scale)).to(known)
+                bounds = bounds + ((1 - known) * log_scale).sum(1)
+            return bounds
         x, outside = vae.units.split(x)
         inside = self._inside(vae, x)
-        if not vae.units.n_outside:
-            return inside
         constant = vae.units.n_outside * self.noise.log_normalizer(self.scale)
         return inside - energy_outside(self.noise, outside, self.scale) - constant
 
@@ -104,7 +113,7 @@ def refine_means(vae, noise, x, posterior, scale, beta):
     def value_and_gradient(mean, x):
         with torch.enable_grad():
             mean = mean.detach().requires_grad_()
-            energy = noise.energy(x, vae.decode(mean), scale)
+            energy = energy_of_rows(noise, x, vae.decode(mean), scale)
             value = beta * vae.prior.log_prob(mean) - energy
             (gradient,) = torch.autograd.grad(value.sum(), mean)
         return value.detach(), gradient
@@ -169,7 +178,8 @@ def importance_weighted_bound(vae, noise, x, posterior, points, n_samples, scale
     """
     eps = points * posterior.reflection
     z = posterior.points(eps)
-    log_joint = noise.log_prob(x, vae.decode(z), scale) + vae.prior.log_prob(z)
+    log_prob = log_likelihood_of_rows(noise, x, vae.decode(z), scale)
+    log_joint = log_prob + vae.prior.log_prob(z)
     # The entropy is that of the points (eps * eps).sum(-1) = k.
     squares = 0.5 * (eps * eps - 1).sum(-1)
     log_weights = log_joint + posterior.entropy() + squares

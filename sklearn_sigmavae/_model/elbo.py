@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .gaps import known_energy, log_likelihood_of_rows
+
 # Part of the training in which noise falls to its scale.
 ANNEALED = 0.6
 
@@ -30,12 +32,20 @@ def elbo_terms(vae, noise, x, eps, scale, posterior=None):
     posterior = vae.encode(x) if posterior is None else posterior
     z = posterior.points(eps)
     kl = vae.prior.kl_divergence(posterior, z)
-    return noise.log_prob(x, vae.decode(z), scale), kl
+    return log_likelihood_of_rows(noise, x, vae.decode(z), scale), kl
 
 
 def energy_outside(noise, squares, scale):
     """Energy of what rows have outside of the axes, whose squared norms are given."""
     return noise.energy(squares.sqrt().unsqueeze(-1), squares.new_zeros(1), scale)
+
+
+def linear_tau(noise, scale, beta):
+    """The tau of the linear optimum; for exponents other than 2 a good start.
+
+    It respects the equivalence of beta and sigma, if the noise has an exponent.
+    """
+    return beta ** (2 / (noise.exponent or 2.0)) * noise.variance_factor * scale**2
 
 
 @dataclass
@@ -84,12 +94,12 @@ class FallingNoise:
 class NegativeELBO(nn.Module):
     """The training loss: minus the ELBO, in nats per row and in the data's units.
 
-    The scale of the noise is in internal units; ``log_volume`` is what the change of
-    units adds to the loss. With ``min_scale`` the scale is learned: in training it is
-    the maximum-likelihood scale of each batch, never below this, and in evaluation that
-    of the last epoch. In training the KL divergence counts ``kl_factor`` times, which
-    :meth:`anneal` lets fall from ``first_factor``, or such that the noise is what
-    ``falling`` wants; evaluations are then at the best scale for their rows.
+    The scale of the noise is in internal units. With ``min_scale`` it is learned: in
+    training it is the maximum-likelihood scale of each batch, never below this, and in
+    evaluation that of the last epoch. In training the KL divergence counts
+    ``kl_factor`` times, which :meth:`anneal` lets fall from ``first_factor``, or such
+    that the noise is what ``falling`` wants; evaluations are then at the best scale for
+    their rows.
     """
 
     def __init__(
@@ -97,7 +107,6 @@ class NegativeELBO(nn.Module):
         noise,
         beta,
         scale,
-        log_volume,
         min_scale=None,
         first_factor=1.0,
         falling=None,
@@ -105,7 +114,7 @@ class NegativeELBO(nn.Module):
         super().__init__()
         self.noise, self.beta, self.scale = noise, beta, scale
         self.first_factor, self.kl_factor = first_factor, 1.0
-        self.log_volume, self.min_scale = log_volume, min_scale
+        self.min_scale = min_scale
         self.falling = falling
         self.power = self.outside = None
         self.has_outside = False
@@ -140,13 +149,19 @@ class NegativeELBO(nn.Module):
         location = vae.decode(z)
         n_draws = location.shape[first:-1].numel()  # rows times points
         if has_points:
-            x = x.unsqueeze(-3).expand(*x.shape[:-2], *location.shape[-3:])
+            x = x.unsqueeze(-3).expand(*x.shape[:-2], *location.shape[-3:-1], -1)
+        x, known, _ = vae.unpack(x)
         x, location = x.flatten(first), location.flatten(first)
+        known = None if known is None else known.flatten(first)
         is_learning = self.training and self.learns_scale
         scale = self.scale
         if is_learning:
-            scale = self._batch_scale(vae, x, location, n_rows)
-        energy = self.noise.energy(x, location, self._for_rows(scale))
+            scale = self._batch_scale(vae, x, location, n_rows, known)
+        if known is None:
+            energy = self.noise.energy(x, location, self._for_rows(scale))
+        else:
+            rows_scale = self._for_rows(scale)
+            energy = known_energy(self.noise, x, location, rows_scale, known)
         if self.follows and not self.training:
             self.power.add_(energy, alpha=n_rows / n_draws)
         weight = 0.5 * self.beta * (n_draws / n_rows)
@@ -159,11 +174,22 @@ class NegativeELBO(nn.Module):
             # optimizers that remember the size of gradients are longer, and gain more.
             loss = loss / self.kl_factor
         if is_learning:
-            loss = loss + vae.layout.n_features * self.noise.log_normalizer(scale)
+            n_observed = vae.layout.n_features
+            if known is not None:
+                n_observed = known.sum(-1) / n_draws
+            loss = loss + n_observed * self.noise.log_normalizer(scale)
             if self.has_outside:
                 rows_scale = self._for_rows(scale)
                 loss = loss + energy_outside(self.noise, self.outside, rows_scale)
         return loss
+
+    @property
+    def noise_variance(self):
+        """float or None : The tau of the linear model, if it changes in training."""
+        if not (self.learns_scale or self.follows):
+            return None
+        scale = self.falling.scale if self.follows else self.scale
+        return None if scale is None else linear_tau(self.noise, scale, self.beta)
 
     @property
     def settings(self):
@@ -175,16 +201,17 @@ class NegativeELBO(nn.Module):
 
         It is at the scale that is best for these rows if evaluations choose it.
         """
-        return self._in_nats(vae, loss, dataset.outside, len(dataset), self.power)
+        return self._in_nats(vae, loss, dataset, self.power)
 
-    def _in_nats(self, vae, loss, outside, n_rows, power):
-        """The same for the mean squared norm of what is outside of the axes."""
+    def _in_nats(self, vae, loss, dataset, power):
+        """The same, with what evaluations have collected."""
+        outside, n_rows = dataset.outside, len(dataset)
         kl = 0.5 * vae.prior.constant(vae.n_components)
         factor = float(self.kl_factor) if self.training else 1.0
         scale = self.scale
         # The loss of noise that follows is divided by the factor.
         loss = loss + self.beta * kl * (1.0 if self.follows else factor)
-        n_features = vae.layout.n_features
+        n_observed = dataset.n_observed
         if not (self.training and self.learns_scale):
             of_rest = 0.0
             if outside:
@@ -193,12 +220,12 @@ class NegativeELBO(nn.Module):
             loss = loss + of_rest / (factor if self.follows else 1.0)
             if self.follows and self.training:
                 scale = self.falling.scale
-            loss = loss + n_features * float(self.noise.log_normalizer(scale))
+            loss = loss + n_observed * float(self.noise.log_normalizer(scale))
             if self.follows and not self.training:
                 energy = float(power) / n_rows + of_rest
                 exponent = self.noise.exponent
-                loss = self.falling.move(loss, energy, scale, n_features, exponent)
-        return float(loss + self.log_volume)
+                loss = self.falling.move(loss, energy, scale, n_observed, exponent)
+        return float(loss + dataset.log_volume)
 
     def anneal(self, progress, largest):
         """Set the factor of the KL divergence for when a part of training is over.
@@ -222,16 +249,22 @@ class NegativeELBO(nn.Module):
     def _for_rows(self, scale):
         return scale
 
-    def _batch_scale(self, vae, x, location, n_rows):
+    def _batch_scale(self, vae, x, location, n_rows, known):
         # No gradient is needed through the scale: at its maximum the likelihood's
         # derivative with respect to it is zero.
         with torch.no_grad():
-            power = self.noise.mean_power(x, location)
+            if known is None:
+                power = self.noise.mean_power(x, location)
+            else:
+                x, location = x.unsqueeze(-1), location.unsqueeze(-1)
+                power = (self.noise.mean_power(x, location) * known).mean(-1)
             if self.has_outside:
                 inside = power * vae.units.n_internal
                 power = (inside + self.outside) / vae.layout.n_features
             # In place, and on the device: a captured step must find it again.
             self.power.add_(power, alpha=n_rows)
+            if known is not None:
+                power = power / known.mean(-1).clamp_min(1 / known.shape[-1])
             return (power ** (1 / self.noise.exponent)).clamp_min(self.min_scale)
 
     @property
@@ -257,10 +290,11 @@ class NegativeELBO(nn.Module):
             self.outside.copy_(outside)
             self.has_outside = bool((outside > 0).any())
 
-    def end_epoch(self, n_rows):
-        """Make the scale of the `n_rows` rows since then that of evaluations."""
+    def end_epoch(self, dataset):
+        """Make the scale of a dataset's rows since then that of evaluations."""
         if self.learns_scale:
-            power = self.power.cpu().double() / n_rows
+            known = np.divide(dataset.n_observed, dataset.n_features)
+            power = self.power.cpu().double() / (len(dataset) * torch.as_tensor(known))
             scale = power ** (1 / self.noise.exponent)
             lowest = torch.as_tensor(self.min_scale, dtype=torch.float64, device="cpu")
             self.set_scale(torch.maximum(scale, lowest))

@@ -1,6 +1,6 @@
 """Internal units: the map between data, and noise scales, and what networks see."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -60,8 +60,13 @@ class Units:
         """Units, without axes, that center an array and scale its mean variance to one.
 
         Features are first divided by `relative_scale`, whose geometric mean is one.
+        Missing entries, NaN, do not count.
         """
-        low, high = X.min(axis=0).astype(np.float64), X.max(axis=0).astype(np.float64)
+        low, high = X.min(axis=0), X.max(axis=0)
+        has_gaps = bool(np.isnan(low).any())
+        if has_gaps:
+            low, high = np.fmin.reduce(X, axis=0), np.fmax.reduce(X, axis=0)
+        low, high = low.astype(np.float64), high.astype(np.float64)
         with np.errstate(over="ignore"):
             divisor = relative_scale * ((high - low) / relative_scale).max()
         if not np.isfinite(divisor).all():
@@ -75,17 +80,34 @@ class Units:
         # Seen from the middle of the range, in units of the range, no sum loses digits,
         # overflows or underflows.
         middle = low + 0.5 * (high - low)
-        total, squares = np.zeros(X.shape[1]), 0.0
+        total, squares, n_known = np.zeros(X.shape[1]), 0.0, len(X)
+        if has_gaps:
+            n_known = sum(
+                (~np.isnan(X[block])).sum(axis=0) for block in row_blocks(X.shape)
+            )
         for block in row_blocks(X.shape):
             deviation = (X[block] - middle) / divisor
+            weighted = deviation
+            if has_gaps:
+                np.nan_to_num(deviation, copy=False)
+                weighted = deviation * (len(X) / n_known)
             total += deviation.sum(axis=0)
-            squares += np.vdot(deviation, deviation)
-        mean = total / len(X)
+            squares += np.vdot(weighted, deviation)
+        mean = total / n_known
         variance = squares / X.size - np.square(mean).mean()
         offset, scale = middle + mean * divisor, divisor * np.sqrt(variance)
         return cls(offset, scale, (low - offset) / scale, (high - offset) / scale)
 
-    def along(self, axes, filter_, size, noise):
+    def moved(self, mean):
+        """Units whose offset is the data at standardized features."""
+        return replace(
+            self,
+            offset=self.offset + mean * self.scale,
+            low=self.low - mean,
+            high=self.high - mean,
+        )
+
+    def along(self, axes, filter_, size, rotates):
         """Units with axes and a filter, and with values divided by a number more.
 
         The scale of the networks' inputs then does not depend on their number.
@@ -98,7 +120,7 @@ class Units:
             # As files hold them: the order decides how products are rounded.
             axes=np.ascontiguousarray(axes),
             filter=filter_,
-            rotates=noise.is_rotation_invariant,
+            rotates=rotates,
         )
 
     @cached_property

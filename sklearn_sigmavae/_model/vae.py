@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .build import Networks, count_operations
+from .gaps import unpack
 
 
 @dataclass(eq=False)
@@ -122,7 +123,8 @@ class VAE(nn.Module):
 
     Rows and locations are internal values of the units; where these are features, and
     the units have axes, the networks see coordinates along them. The encoder's are
-    filtered. ``tails`` carry the model on beyond the training data, once it is trained.
+    filtered. Rows of features may have gaps, which ``completion`` fills for the
+    encoder. ``tails`` carry the model on beyond the training data, once it is trained.
     """
 
     def __init__(self, networks, prior, units, layout, n_components):
@@ -131,19 +133,27 @@ class VAE(nn.Module):
             setattr(self, name, value)
         self.prior = prior
         self.units, self.layout, self.n_components = units, layout, n_components
-        self.tails = None
-        goes_through_axes = units.axes is not None and not units.rotates
-        axes = torch.from_numpy(units.axes).float() if goes_through_axes else None
+        self.tails = self.completion = None
         has_filter = units.filter is not None
         filter_ = torch.from_numpy(units.filter).float() if has_filter else None
         # Not among the weights, since units hold them.
-        self.register_buffer("axes", axes, persistent=False)
+        self.register_buffer("axes", None, persistent=False)
         self.register_buffer("filter", filter_, persistent=False)
+        self.set_rotates(units.rotates)
 
     @property
     def networks(self):
         """Networks : Those that it was made of."""
         return Networks(*(getattr(self, name) for name in Networks._fields))
+
+    def set_rotates(self, rotates):
+        """Make rows coordinates along the axes, or features."""
+        rotates = rotates and self.units.axes is not None
+        if rotates != self.units.rotates:
+            self.units = replace(self.units, rotates=rotates)
+        goes_through_axes = self.units.axes is not None and not rotates
+        axes = torch.from_numpy(self.units.axes).float() if goes_through_axes else None
+        self.axes = None if axes is None else axes.to(self.device)
 
     def on_features(self):
         """The same model, with the same weights, of rows that are features."""
@@ -151,8 +161,12 @@ class VAE(nn.Module):
             return self
         units = replace(self.units, rotates=False)
         vae = VAE(self.networks, self.prior, units, self.layout, self.n_components)
-        vae.tails = self.tails
+        vae.tails, vae.completion = self.tails, self.completion
         return vae.to(self.device).train(self.training)
+
+    def unpack(self, x):
+        """Internal values of rows, and of rows with gaps what :func:`unpack` gives."""
+        return unpack(x, self.units.n_internal)
 
     def coordinates(self, x):
         """What networks see of rows."""
@@ -160,7 +174,10 @@ class VAE(nn.Module):
 
     def encode(self, x):
         """Posterior q(z|x) of rows."""
+        x, known, shift = self.unpack(x)
         mean, log_var = self._encode(x)
+        if known is not None:
+            log_var = log_var + shift
         return Posterior(mean, bound_log_var(log_var))
 
     def _encode(self, x):
@@ -190,7 +207,7 @@ class VAE(nn.Module):
 
     def forward(self, x):
         """Mean of q(z|x), without its variance, which takes a tenth of the time."""
-        return self._encode(x)[0]
+        return self._encode(self.unpack(x)[0])[0]
 
     @cached_property
     def n_operations(self):

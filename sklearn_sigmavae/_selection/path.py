@@ -17,13 +17,14 @@ from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing, check_array, check_random_state, indexable
 from sklearn.utils._param_validation import Interval
 
+from .._model.elbo import linear_tau
 from .._model.settings import limited_threads
 from .._model.units import Units
 from .._sigma_vae import SigmaVAE
 from .._training.callbacks import ProgressCallback
 from .._training.fit import TrainingSchedule, train
 from .._training.initial import copy_weights, draw_seeds, initial_model
-from .._training.pca import linear_tau, move_along_pca, principal_axes
+from .._training.pca import move_along_pca, principal_axes, rows_for_start
 from .._training.stack import NotStackableError, train_stack
 from .._validation import (
     COUNT_OR_ZERO,
@@ -323,9 +324,16 @@ def sigma_path(
     noise = resolve_power(estimator.noise, "there is no path of sigma")
     (X,) = indexable(as_samples(X))
     whole = estimator._check_samples(X, X_val)
+    if whole.has_gaps:
+        raise ValueError(
+            "sigma_path takes no rows with gaps, and X or X_val contains NaN. Search "
+            "over sigma with BatchedGridSearchCV, which does, or fill them with "
+            "SigmaVAEImputer."
+        )
     units = Units.of_data(whole.X, np.ones(whole.layout.n_features))
     k = estimator.n_components
-    axes, _ = principal_axes(whole.X, units, k, lambda axes: np.inf)
+    rows = rows_for_start(whole.X, units, k)
+    axes, _ = principal_axes(rows, k, lambda axes: np.inf)
     with np.errstate(over="ignore", under="ignore"):
         variance = units.scale[0] ** 2
     if not 0 < variance < np.inf:

@@ -20,6 +20,7 @@ from .._model.blocks import (
     limit,
     row_blocks,
 )
+from .._model.gaps import unpack
 from .._model.settings import fits
 from .._model.units import as_tensor
 
@@ -36,14 +37,16 @@ class _Rows:
     """Rows of an array; indexed by a tensor they are in float32 and internal units.
 
     Rows are wanted on ``device``; indices must be on ``index_device``. Values are
-    ``ratio`` times those of ``all``, of which they may be the first.
+    ``ratio`` times those of ``all``, of which they may be the first. With a
+    ``completion`` they are rows with gaps.
     """
 
-    ratio = 1.0
+    ratio, completion = 1.0, None
 
-    def __init__(self, X, units, device, index_device):
-        self.X, self.units = X, units
-        self.shape = len(X), units.n_internal
+    def __init__(self, X, units, device, index_device, completion=None):
+        self.X, self.units, self.completion = X, units, completion
+        width = units.n_internal if completion is None else completion.width
+        self.shape = len(X), width
         self.device, self.index_device = device, index_device
 
     @property
@@ -51,8 +54,10 @@ class _Rows:
         """Rows with all internal values that there are."""
         return self
 
-    def in_units(self, units):
-        """The same for a model with fewer of the same axes."""
+    def in_units(self, units, completion=None):
+        """The same for a model with fewer of the same axes, or with a completion."""
+        if completion is not None:
+            return place_rows(self.X, units, self.device, completion)
         rows = self.all
         # The size of values depends on the number of axes.
         if units.n_seen == rows.units.n_seen:
@@ -67,6 +72,18 @@ class _Rows:
         """int : Numbers that indexing takes for a row."""
         return self.X.shape[1]
 
+    def convert(self, X):
+        """Data to what training sees."""
+        if self.completion is None:
+            return self.units.to_internal(X)
+        return self.completion.complete(self.units.standardize(X))
+
+    def complete_at(self, noise_variance):
+        """Complete rows with gaps by the linear model at another noise variance."""
+        before = self.completion
+        self.completion = before.at(noise_variance)
+        return self.completion is not before
+
     @cached_property
     def survey(self):
         """Survey : Facts about all rows, which may lie in a file."""
@@ -80,20 +97,24 @@ class _Rows:
         high, outside = -low, torch.empty(len(self), dtype=torch.float64)
         for block in row_blocks(self.X.shape):
             x = self.units.standardize(self.X[block])
+            rows = None
+            if self.completion is not None:
+                rows = self.completion.complete(x)
+                x, *_ = unpack(rows, x.shape[1])
             inside, outside[block] = self.units.split(x)
             seen = inside if self.units.rotates else self.units.coordinates(x)
             torch.minimum(low, seen.amin(dim=0), out=low)
             torch.maximum(high, seen.amax(dim=0), out=high)
             if converted is not None:
-                converted[block] = inside
+                converted[block] = inside if rows is None else rows
         return Survey(low, high, outside)
 
 
 class ResidentRows(_Rows):
     """Rows kept on the device, converted."""
 
-    def __init__(self, X, units, device):
-        super().__init__(X, units, device, device)
+    def __init__(self, X, units, device, completion=None):
+        super().__init__(X, units, device, device, completion)
         self._x = torch.empty(self.shape, dtype=torch.float32, device=device)
         # In blocks, since a conversion goes through several arrays, some in float64.
         self.survey = self._survey(self._x)
@@ -105,6 +126,12 @@ class ResidentRows(_Rows):
 
     def __getitem__(self, index):
         return self._x[index]
+
+    def complete_at(self, noise_variance):
+        """See :class:`_Rows`; in place, where captured steps find them."""
+        if super().complete_at(noise_variance):
+            for block in row_blocks(self.X.shape):
+                self._x[block] = self.convert(self.X[block])
 
 
 class IntegerRows(_Rows):
@@ -127,11 +154,11 @@ class IntegerRows(_Rows):
 class HostRows(_Rows):
     """Rows left in the user's array, sent to the device when they are needed."""
 
-    def __init__(self, X, units, device):
-        super().__init__(X, units, device, torch.device("cpu"))
+    def __init__(self, X, units, device, completion=None):
+        super().__init__(X, units, device, torch.device("cpu"), completion)
 
     def __getitem__(self, index):
-        x = self.units.to_internal(self.X[index.numpy()]).to(torch.float32)
+        x = self.convert(self.X[index.numpy()]).to(torch.float32)
         if self.device.type == "cuda":
             # So that the copy runs while the host prepares what comes next.
             x = x.pin_memory()
@@ -167,8 +194,15 @@ class NarrowRows(_Rows):
         return Survey(low[:n] * ratio, high[:n] * ratio, total * ratio**2)
 
 
-def place_rows(X, units, device):
-    """Keep the rows of an array where training on a device reads them fastest."""
+def place_rows(X, units, device, completion=None):
+    """Keep the rows of an array where training on a device reads them fastest.
+
+    With a completion they are rows with gaps.
+    """
+    if completion is not None:
+        is_small = fits(4 * len(X) * completion.width, device) and not _is_mapped(X)
+        kind = ResidentRows if is_small else HostRows
+        return kind(X, units, device, completion)
     is_integer = X.dtype.kind == "u"
     n_bytes = 4 * len(X) * units.n_internal
     if is_integer and n_bytes > X.nbytes:
@@ -204,20 +238,56 @@ class Selection(Dataset):
 
     def __getitem__(self, item):
         x = self.rows[self.index[item]]
-        return x, x
+        return x, x[..., : self.rows.units.n_internal]
 
     @property
     def X(self):  # noqa: N802, the name that skorch looks for
         """torch.Tensor : All of them, for scoring callbacks that do not cache."""
         return self.rows[self.index]
 
-    # A row is its own target.
-    y = X
+    @property
+    def y(self):
+        """torch.Tensor : The same, since a row is its own target, without gaps."""
+        return self.X[..., : self.rows.units.n_internal]
 
     @property
     def device(self):
         """torch.device : Where batches are."""
         return self.rows.device
+
+    @property
+    def n_features(self):
+        """int : Features of a row."""
+        return self.rows.X.shape[1]
+
+    @cached_property
+    def _known(self):
+        """Fraction of the rows in which each feature is known, or None for all."""
+        if self.rows.completion is None:
+            return None
+        n_known, index = np.zeros(self.n_features), self.index.cpu()
+        for some in index.split(max(1, CONVERTED // self.n_features)):
+            n_known += (~np.isnan(self.rows.X[some.numpy()])).sum(axis=0)
+        return n_known / len(index)
+
+    @property
+    def n_observed(self):
+        """int or float : Mean number of features that are known of a row."""
+        return self.n_features if self._known is None else float(self._known.sum())
+
+    @property
+    def log_volume(self):
+        """float : Mean of what the change of units adds to the loss of a row."""
+        units = self.rows.units
+        if self._known is None:
+            return units.log_volume
+        return float(self._known @ np.log(units.scale))
+
+    def complete_for(self, criterion):
+        """Complete rows with gaps for noise that has changed in training."""
+        noise_variance = criterion.noise_variance
+        if self.rows.completion is not None and noise_variance is not None:
+            self.rows.complete_at(noise_variance)
 
     @property
     def order(self):

@@ -13,21 +13,28 @@ from sklearn.base import clone
 
 from .._model.blocks import row_blocks
 from .._model.build import build_networks, class_name, resolve_network
-from .._model.elbo import ANNEALED, SLOW_FALL, FallingNoise, NegativeELBO
+from .._model.elbo import (
+    ANNEALED,
+    SLOW_FALL,
+    FallingNoise,
+    NegativeELBO,
+    linear_tau,
+)
+from .._model.gaps import Completion
 from .._model.layout import Layout
 from .._model.prior import build_prior
 from .._model.settings import reproducible_weights, resolve_device
 from .._model.units import Units
 from .._model.vae import VAE, LinearTails
-from .._validation import check_sigma
+from .._validation import check_sigma, check_support
 from ..noise import resolve_noise, resolve_power
 from ..priors import resolve_prior
 from .data import Selection, place_rows
+from .em import incomplete_axes
 from .pca import (
     PrincipalAxes,
     fit_prior,
     linear_tails,
-    linear_tau,
     principal_axes,
     rows_for_start,
     start_at_pca,
@@ -66,12 +73,16 @@ FIRST_CHUNK = (
 
 
 class Samples(NamedTuple):
-    """Validated data of a fit: rows (n, n_features), held-out rows, names or None."""
+    """Validated data of a fit: rows (n, n_features), held-out rows, names or None.
+
+    ``has_gaps`` says that rows, of this or of a fit beside it, may have NaN.
+    """
 
     X: np.ndarray
     X_val: np.ndarray | None
     layout: Layout
     feature_names: np.ndarray | None
+    has_gaps: bool = False
 
 
 @dataclass(eq=False)
@@ -106,7 +117,8 @@ class InitialModel:
         held_out = self.held_out
         if held_out is not None:
             is_part = held_out.rows is self.rows
-            others = rows if is_part else held_out.rows.in_units(rows.units)
+            units, completion = rows.units, rows.completion
+            others = rows if is_part else held_out.rows.in_units(units, completion)
             held_out = held_out.of(others)
         return self.selection.of(rows), held_out
 
@@ -155,8 +167,12 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         units = Units.identity(layout.n_features)
     scale = None if sigma is None else units.common_scale(sigma)
     standard, size, axes, tau, tails = units, 1.0, None, None, None
-    if params.init == "pca" and noise.has_scale:
-        axes, is_complete, scale = _linear_start(params, X, units, noise, scale, like)
+    linear, starts_at_pca = None, params.init == "pca" and noise.has_scale
+    if starts_at_pca or (samples.has_gaps and noise.has_scale):
+        linear = _linear_start(params, samples, units, noise, scale, like)
+        units = standard = linear.units
+    if starts_at_pca:
+        axes, is_complete, scale = linear.axes, linear.is_complete, linear.scale
         tau = linear_tau(noise, scale, params.beta)
         is_short = len(X) < MIN_ROWS_PER_FEATURE * X.shape[1]
         if is_complete and not (schedule.is_chunk and is_short):
@@ -165,23 +181,28 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
                 size, filter_ = like.size, like.vae.units.filter[:n_axes]
             else:
                 size, filter_ = axes.size(n_axes), axes.filter(n_axes, tau)
-            units = units.along(axes.axes[:, :n_axes], filter_, size, noise)
+            rotates = noise.is_rotation_invariant and not samples.has_gaps
+            units = units.along(axes.axes[:, :n_axes], filter_, size, rotates)
             # From a given sigma as a file would have it, to the last digit.
             scale = scale / size if sigma is None else units.common_scale(sigma)
             tau = linear_tau(noise, scale, params.beta)
     elif learns_scale:
         scale = _largest_noise(units) if is_auto(params) else 1.0
+    completion = _completion(params, X, units, linear, size)
+    of_rows = completion if samples.has_gaps else None
     if like is not None:
-        rows = like.rows.in_units(units)
+        rows = like.rows.in_units(units, of_rows)
     else:
         device = resolve_device(params.device)
-        rows = place_rows(X, units, device)
+        rows = place_rows(X, units, device, of_rows)
         level = None if tau is None else _level_seen(params, tau, units)
         if units.axes is not None and _varies_outside(rows, level):
             # The axes are of some of the rows, and those are not like all.
             scale, size, units = scale * size, 1.0, standard
             tau = linear_tau(noise, scale, params.beta)
-            rows = place_rows(X, units, device)
+            completion = _completion(params, X, units, linear, size)
+            of_rows = completion if samples.has_gaps else None
+            rows = place_rows(X, units, device, of_rows)
     selections = _select(params, samples, rows, seeds, schedule, like)
     is_twin = like is not None and like.seeds == seeds
     if is_twin and like.vae.units.n_seen == units.n_seen:
@@ -191,6 +212,7 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
     recipe, fitted_codes = clone(resolve_prior(params.prior)), None
     prior = build_prior(recipe, recipe.parameters(k))
     vae = VAE(networks, prior, units, layout, k).float()
+    vae.completion = completion
     if axes is not None:
         inside = axes.divided_by(size)
         if not inside.eigenvalues[0] > tau:
@@ -200,11 +222,12 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         if is_twin:
             fitted_codes = like.fitted_codes
         else:
-            fitted_codes = fit_prior(vae, inside, selections[0], seeds[0])
+            fitted_codes = fit_prior(vae, inside, tau, selections[0], seeds[0])
         start_prior(vae, inside, tau, fitted_codes)
     elif params.init == "pca":
         # Noise without a scale has no closed form: all but the mean stays random.
-        mean = rows_for_start(X, units, k).mean(axis=0, dtype=np.float64)
+        mean = rows_for_start(X, units, k)
+        mean = np.nanmean(mean, axis=0, dtype=np.float64)
         location = torch.from_numpy(noise.location_of_mean(mean))
         vae.decoder.linear.bias.data.copy_(location)
     criterion = make_criterion(params, noise, scale, units)
@@ -233,8 +256,21 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
     )
 
 
-def _linear_start(params, X, units, noise, scale, like):
-    """Principal axes, and the scale of the noise that a model starts with."""
+class LinearStart(NamedTuple):
+    """The linear model that training starts from, in units without axes.
+
+    ``is_complete`` says that the axes are all those that networks should see.
+    """
+
+    units: Units
+    axes: PrincipalAxes
+    is_complete: bool
+    scale: float
+    tau: float
+
+
+def _linear_start(params, samples, units, noise, scale, like):
+    """The ``LinearStart`` of a fit with its scale of the noise, None to find one."""
 
     def scale_of_start(axes):
         if scale is not None:
@@ -248,15 +284,45 @@ def _linear_start(params, X, units, noise, scale, like):
         lowest = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
         return max(lowest, float(np.sqrt(variance / noise.variance_factor)))
 
-    def level(axes):
-        tau = linear_tau(noise, scale_of_start(axes), params.beta)
-        return _level_seen(params, tau, units)
+    def tau_of(axes):
+        return linear_tau(noise, scale_of_start(axes), params.beta)
 
+    def level(axes):
+        return _level_seen(params, tau_of(axes), units)
+
+    k = params.n_components
+    if samples.has_gaps:
+        x = rows_for_start(samples.X, units, k)
+        axes, mean, tau, is_complete = incomplete_axes(x, k, level, tau_of)
+        units = units.moved(mean)
+        found = math.sqrt(tau / linear_tau(noise, 1.0, params.beta))
+        return LinearStart(units, axes, is_complete, scale or found, tau)
     if like is not None:
         axes, is_complete = like.axes, like.vae.units.axes is not None
     else:
-        axes, is_complete = principal_axes(X, units, params.n_components, level)
-    return axes, is_complete, scale_of_start(axes)
+        x = rows_for_start(samples.X, units, k)
+        axes, is_complete = principal_axes(x, k, level)
+    return LinearStart(units, axes, is_complete, scale_of_start(axes), tau_of(axes))
+
+
+def _completion(params, X, units, linear, size):
+    """What completes rows, in units with values divided by a size."""
+    k = params.n_components
+    if linear is None:
+        mean = np.zeros(X.shape[1])
+        if not resolve_noise(params.noise).has_scale:
+            rows = rows_for_start(X, units, k)
+            mean = np.nanmean(rows, axis=0, dtype=np.float64)
+        return Completion.by_mean(mean, k)
+    axes = linear.axes.divided_by(size)
+    return Completion(
+        mean=np.zeros(len(axes.axes)),
+        axes=np.ascontiguousarray(axes.axes[:, :k]),
+        variances=axes.eigenvalues[:k],
+        noise_variance=linear.tau / size**2,
+        n_components=k,
+        corrects=params.init == "pca",
+    )
 
 
 def _level_seen(params, tau, units):
@@ -311,6 +377,7 @@ def continued_model(params, samples, seeds, schedule, previous):
             f"cannot change {', '.join(changed)}. Clone the estimator to start afresh."
         )
     vae, scale = deepcopy(previous.module), previous.scale
+    vae.set_rotates(noise.is_rotation_invariant and not samples.has_gaps)
     units = vae.units
     # A scale that is to be chosen is that of the model.
     is_chosen = learns_scale and is_auto(params)
@@ -324,7 +391,8 @@ def continued_model(params, samples, seeds, schedule, previous):
                 "cannot change the ratios of sigma between features. Multiply all of "
                 "sigma by one number, or clone the estimator to start afresh."
             )
-    rows = place_rows(samples.X, units, resolve_device(params.device))
+    completion = vae.completion if samples.has_gaps else None
+    rows = place_rows(samples.X, units, resolve_device(params.device), completion)
     tails, vae.tails = vae.tails, None
     if tails is not None:
         widen(tails, rows)
@@ -342,7 +410,7 @@ def continued_model(params, samples, seeds, schedule, previous):
                 stacklevel=2,
             )
     if is_chosen:
-        criterion = NegativeELBO(noise, params.beta, scale, units.log_volume)
+        criterion = NegativeELBO(noise, params.beta, scale)
     else:
         criterion = make_criterion(params, noise, scale, units)
     return InitialModel(
@@ -356,13 +424,21 @@ def _select(params, samples, rows, seeds, schedule, like=None):
         return like.on(rows)
     if samples.X_val is not None:
         if like is None:
-            held_out = place_rows(samples.X_val, rows.units, rows.device)
+            arguments = rows.units, rows.device, rows.completion
+            held_out = place_rows(samples.X_val, *arguments)
         else:
-            held_out = like.held_out.rows.in_units(rows.units)
+            held_out = like.held_out.rows.in_units(rows.units, rows.completion)
         return Selection(rows), Selection(held_out)
     if not schedule.early_stopping:
         return Selection(rows), None
-    return Selection(rows).split(params.validation_fraction, seeds[1])
+    training, held_out = Selection(rows).split(params.validation_fraction, seeds[1])
+    if not held_out.n_observed:
+        raise ValueError(
+            "The rows that are held out to find the best epoch have no entries: all "
+            "are missing. Drop rows without entries, pass X_val, or set "
+            "early_stopping=False."
+        )
+    return training, held_out
 
 
 def make_criterion(params, noise, scale, units):
@@ -379,9 +455,7 @@ def make_criterion(params, noise, scale, units):
         tau = linear_tau(noise, scale, params.beta)
         ratio = min(params.sigma_annealing, max(1.0, LARGEST_SCALE / math.sqrt(tau)))
         factor = ratio ** (noise.exponent or 2.0)
-    return NegativeELBO(
-        noise, params.beta, scale, units.log_volume, min_scale, factor, falling
-    )
+    return NegativeELBO(noise, params.beta, scale, min_scale, factor, falling)
 
 
 def make_networks(params, layout, seed, axes):
@@ -433,7 +507,7 @@ def _resolve_noise(params, samples):
     noise = clone(resolve_noise(params.noise))
     for rows in (samples.X, samples.X_val):
         if rows is not None:
-            noise.check_data(rows)
+            check_support(noise, rows)
     learns_scale = noise.has_scale and isinstance(params.sigma, str)
     if learns_scale:
         without = f"sigma='{params.sigma}' cannot be found; set it to a number"
@@ -461,7 +535,7 @@ def _varies_outside(rows, level):
 def _are_far(units, X):
     """Whether rows are far larger than those that fixed the units; warns if far."""
     squares = sum(
-        float(units.standardize(X[block]).double().square().sum())
+        float(units.standardize(X[block]).double().square().nansum())
         for block in row_blocks(X.shape)
     )
     size = math.sqrt(squares / (len(X) * units.n_seen))

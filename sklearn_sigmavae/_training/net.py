@@ -193,6 +193,7 @@ class VAENet(NeuralNet):
                 self.criterion_.anneal(progress, self.run.largest_factor)
             if self.run.graph is not None:
                 self.run.graph.begin_epoch(iterator.sizes[0])
+        iterator.dataset.complete_for(self.criterion_)
         chooses = self.criterion_.follows and not training
         if self.run.watches_batches:
             batches, step = self._for_callbacks(iterator, step_fn, training)
@@ -203,7 +204,7 @@ class VAENet(NeuralNet):
             self.record_epoch(prefix, self._mean_loss(iterator, step_fn), iterator)
         if training:
             self.check_finite(self.history[-1, "batches", :, prefix + "_loss"])
-            self.criterion_.end_epoch(len(iterator.dataset))
+            self.criterion_.end_epoch(iterator.dataset)
         elif chooses:
             self.history.record("sigma", self.criterion_.best_sigma)
 
@@ -268,7 +269,7 @@ class VAENet(NeuralNet):
         def pairs():
             for x, eps in batches:
                 points[:] = [eps]
-                yield x, x
+                yield x, x[..., : self.module_.units.n_internal]
 
         def step(batch, **fit_params):
             # A callback that predicts leaves the net in evaluation mode.
@@ -333,7 +334,7 @@ class VAENet(NeuralNet):
             for x, eps in selection.evaluation_batches(self.module_, 2**15):
                 self.criterion_(self.module_, x, eps)
         self.criterion_.eval()
-        self.criterion_.end_epoch(len(selection))
+        self.criterion_.end_epoch(selection)
 
     def check_finite(self, losses):
         """Raise ``DivergenceError`` unless the losses of a member are finite."""

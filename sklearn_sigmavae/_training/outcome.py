@@ -10,12 +10,12 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .._errors import DivergenceError, divergence_error
 from .._model.blocks import INITIAL
+from .._model.elbo import linear_tau
 from .._model.fitted import FittedModel
 from .._model.settings import matmul_precision
 from .._validation import as_scales
 from .data import EvaluationBatches, Selection
 from .initial import MIN_LEARNED_SCALE, structure
-from .pca import linear_tau
 
 
 def conclude(net, start, schedule):
@@ -45,6 +45,11 @@ def conclude(net, start, schedule):
             tails.noise_variance = torch.full_like(tails.limit, tau)
             tails.limit = _largest_code(vae, rows, tails.limit)
             vae.tails = tails
+    tau = criterion.noise_variance
+    if tau is not None and vae.completion is not None:
+        vae.completion = vae.completion.at(tau)
+    # Rows without gaps are coordinates from now on.
+    vae.set_rotates(criterion.noise.is_rotation_invariant)
     sigma = _sigma_in_use(criterion, params, vae.units, start.samples.feature_names)
     scale = criterion.scale
     if criterion.learns_scale or criterion.follows:
@@ -222,8 +227,14 @@ def _residuals(vae, noise, selection):
         # What internal values do not hold is an error too.
         x = units.standardize(X[here.numpy()]).numpy()
         error = units.rotate_back(noise.mean(location)) - x
-        of_rows.append(np.sqrt(np.square(error).mean(axis=(0, 2))))
-        squares.append(np.square(error * relative).mean(axis=2))
+        # Without rows of which nothing is known.
+        error = error[:, ~np.isnan(x).all(axis=1)]
+        if not error.size:
+            continue
+        of_rows.append(np.sqrt(np.nanmean(np.square(error), axis=(0, 2))))
+        squares.append(np.nanmean(np.square(error * relative), axis=2))
+    if not of_rows:
+        return np.zeros(1), 0.0
     error = units.mean_scale * np.sqrt(np.concatenate(squares, axis=1).mean())
     return np.concatenate(of_rows), float(error)
 

@@ -60,8 +60,7 @@ class PrincipalAxes:
         ratio = (n_rows - 1) / n_rows
         residual = pca.noise_variance_ * (min(x.shape) - n_axes) * ratio
         # Of rows in float32 they are orthonormal to that precision.
-        axes, triangle = np.linalg.qr(pca.components_.T.astype(np.float64))
-        axes *= np.where(np.diag(triangle) < 0, -1.0, 1.0)
+        axes = orthonormal(pca.components_.T.astype(np.float64))
         return cls(pca.explained_variance_ * ratio, axes, float(residual))
 
     @property
@@ -141,12 +140,10 @@ class PrincipalAxes:
         return self.total(n_used) / free if free > 0 else 0.0
 
 
-def linear_tau(noise, scale, beta):
-    """The tau of the linear optimum; for exponents other than 2 a good start.
-
-    It respects the equivalence of beta and sigma, if the noise has an exponent.
-    """
-    return beta ** (2 / (noise.exponent or 2.0)) * noise.variance_factor * scale**2
+def orthonormal(columns):
+    """Columns that are almost orthonormal, made so."""
+    axes, triangle = np.linalg.qr(columns)
+    return axes * np.where(np.diag(triangle) < 0, -1.0, 1.0)
 
 
 def start_at_pca(vae, axes, tau):
@@ -177,7 +174,7 @@ def _linear_parameters(vae):
 
 
 @limited_threads(0, "cpu")
-def fit_prior(vae, axes, selection, seed):
+def fit_prior(vae, axes, tau, selection, seed):
     """What the prior has to know of the principal coordinates of rows.
 
     They are in units of the largest standard deviation, so that models with other
@@ -190,8 +187,19 @@ def fit_prior(vae, axes, selection, seed):
     index = selection.index[order.to(selection.index.device)]
     step = max(1, CONVERTED // selection.rows.width)
     rows = (selection.rows[part].cpu() for part in index.split(step))
-    seen = torch.cat([vae.coordinates(x) for x in rows]).double().numpy()
-    codes = seen @ axes.seen(vae).T
+    seen, missing = [], []
+    for x in rows:
+        features, known, shift = vae.unpack(x)
+        seen.append(vae.coordinates(features))
+        if known is not None:
+            missing.append(shift)
+    codes = torch.cat(seen).double().numpy() @ axes.seen(vae).T
+    if missing:
+        # The posterior of a row with gaps is wider.
+        gain, _, variance = axes.optimal_codes(vae.n_components, tau)
+        more = variance * np.expm1(torch.cat(missing).double().numpy())
+        width = np.sqrt(np.maximum(more, 0.0)) / np.where(gain > 0, gain, np.inf)
+        codes += width * random_state.standard_normal(width.shape)
     return vae.prior.recipe.fit_codes(codes / axes.unit, random_state)
 
 
@@ -213,24 +221,26 @@ def _prior_start(vae, axes, tau, fitted):
 
 
 @limited_threads(0, "cpu")
-def principal_axes(X, units, n_components, level):
+def principal_axes(x, n_components, level, n_all=None):
     """Principal axes of rows with variances above a level, and those of the codes.
 
-    The level is a function of the axes. Returns also whether they are all of these: of
-    wide data it takes too long to find out, if there are many.
+    The level is a function of the axes. Returns also whether they are all of these, of
+    the ``n_all`` that there are: of wide data it takes too long to find out, if there
+    are many.
     """
-    x = rows_for_start(X, units, n_components)
-    largest = min(*x.shape, max(n_components, AXES // x.shape[1]))
+    n_all = min(x.shape) if n_all is None else min(*x.shape, n_all)
+    largest = min(n_all, max(n_components, AXES // x.shape[1]))
     is_wide = x.shape[1] > 1000 or len(x) < x.shape[1]
     for n_axes in (4, 16) if is_wide else (largest,):
         n_axes = min(largest, n_axes * n_components if is_wide else n_axes)
         axes = PrincipalAxes.of_data(x, n_axes)
-        is_complete = n_axes == min(x.shape) or axes.eigenvalues[-1] <= level(axes)
+        is_complete = n_axes == n_all or axes.eigenvalues[-1] <= level(axes)
         if is_complete or n_axes == largest:
             break
     return axes, is_complete
 
 
+@limited_threads(0, "cpu")
 def rows_for_start(X, units, n_components):
     """All rows, standardized and in float64, or random ones if they are too many."""
     n_rows = max(INITIAL // X.shape[1], MIN_ROWS_PER_COMPONENT * n_components)

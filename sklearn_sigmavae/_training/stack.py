@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from .._errors import divergence_error
 from .._model.blocks import EVALUATED_IN_STACK, STACKED
 from .._model.build import FixedLinear, LinearPathDecoder, LinearPathEncoder
-from .._model.elbo import NegativeELBO
+from .._model.elbo import NegativeELBO, linear_tau
 from .._model.layout import ImagesToRows, RowsToImages
 from .._model.prior import Density, build_prior
 from .._model.settings import (
@@ -40,7 +40,6 @@ from .fit import make_net, threads_of_steps
 from .initial import draw_seeds, initial_model, make_networks, relative_scales
 from .net import VALIDATION_POINTS, VAENet
 from .outcome import conclude
-from .pca import linear_tau
 
 
 class NotStackableError(Exception):
@@ -64,6 +63,10 @@ def fit_stack(estimators, samples, schedule, callbacks=()):
     networks cannot be stacked.
     """
     models, starts, likes = {}, {}, {}
+    if any(data.has_gaps for data in samples):
+        # Batches of a stack have one shape. The same object where data is the same.
+        with_gaps = {id(data): data._replace(has_gaps=True) for data in samples}
+        samples = [with_gaps[id(data)] for data in samples]
     # Those with the least noise first, since they see the most axes.
     for i in sorted(range(len(samples)), key=lambda i: _tau(estimators[i])):
         params, data = estimators[i], samples[i]
@@ -179,6 +182,21 @@ class SelectionStack:
         """list of float : That of each; see :class:`Selection`."""
         return [selection.outside for selection in self.all]
 
+    @property
+    def n_features(self):
+        """int : Features of a row."""
+        return self.all[0].n_features
+
+    @property
+    def n_observed(self):
+        """list of float : Those of each; see :class:`Selection`."""
+        return [selection.n_observed for selection in self.all]
+
+    def complete_for(self, criterion):
+        """See :class:`Selection`."""
+        for selection, member in zip(self.all, criterion.members, strict=True):
+            selection.complete_for(member)
+
     def some(self):
         """About a thousand evenly chosen rows of each."""
         return SelectionStack([each.some() for each in self.all])
@@ -257,7 +275,7 @@ class NegativeELBOStack(NegativeELBO):
 
     def __init__(self, members):
         first = members[0]
-        super().__init__(first.noise, None, None, None, falling=first.falling)
+        super().__init__(first.noise, None, None, falling=first.falling)
         self.members = nn.ModuleList(members)
         del self.beta, self.scale, self.min_scale, self.kl_factor
         # Buffers, since they must be where the stack is.
@@ -275,13 +293,13 @@ class NegativeELBOStack(NegativeELBO):
 
     def in_nats(self, vae, loss, dataset):
         """Losses in nats; see :class:`NegativeELBO`."""
-        n_rows, n_members = len(dataset), len(self.members)
-        power = [None] * n_members if self.power is None else self.power.tolist()
-        of_members = zip(self.members, loss, dataset.outside, power, strict=True)
+        power = [None] * len(self.members)
+        power = power if self.power is None else self.power.tolist()
+        of_members = zip(self.members, loss, dataset.all, power, strict=True)
         return np.array(
             [
-                member._in_nats(vae, each, outside, n_rows, energy)
-                for member, each, outside, energy in of_members
+                member._in_nats(vae, each, selection, energy)
+                for member, each, selection, energy in of_members
             ]
         )
 
