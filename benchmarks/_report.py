@@ -1,11 +1,13 @@
-"""Timing in turns, and the tables and environment of a report."""
+"""Timing in turns, files of results, and the tables and environment of a report."""
 
 import contextlib
 import gc
+import json
 import os
 import platform
 import re
 import time
+import traceback
 from datetime import date
 from pathlib import Path
 
@@ -41,6 +43,68 @@ def table_rows(what, times):
         ratios = t / baseline
         spread = f"{np.median(ratios):.3f} ({ratios.min():.2f}..{ratios.max():.2f})"
         yield f"| {what} | {name} | {np.median(t):.3g} | {spread} |"
+
+
+class Results:
+    """A JSON file of finished runs, by what was run."""
+
+    def __init__(self, path):
+        self.path = path
+        self.found = self.read()
+
+    def read(self):
+        """What the file holds."""
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def add(self, key, record):
+        """Write at once. Another run may have added to the file in the meantime."""
+        import fcntl  # which Windows lacks
+
+        with open(f"{self.path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.found = self.read() | {key: record}
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.found))
+            os.replace(part, self.path)
+
+    def get(self, key):
+        """A finished run."""
+        if key not in self.found:
+            raise LookupError(f"{key} has to be run first.")
+        return self.found[key]
+
+
+def run_missing(jobs, results, again=False):
+    """Run what the results lack, and return how many failed.
+
+    A failure is printed and does not stop the rest.
+    """
+    n_failed = 0
+    for key, job in jobs.items():
+        if key in results.found and not again:
+            continue
+        start = time.perf_counter()
+        try:
+            record = job()
+        except Exception:
+            n_failed += 1
+            print(f"{key} failed", flush=True)
+            traceback.print_exc()
+            continue
+        results.add(key, record)
+        shown = {k: v for k, v in record.items() if not k.endswith("rows")}
+        print(f"{key} {time.perf_counter() - start:.1f} s {shown}", flush=True)
+    return n_failed
+
+
+def markdown(frame):
+    """Lines of a table, the index being its first column."""
+    frame = frame.reset_index()
+    yield f"| {' | '.join(frame.columns)} |"
+    yield "|---" * len(frame.columns) + "|"
+    for row in frame.itertuples(index=False):
+        yield f"| {' | '.join(map(str, row))} |"
+    yield ""
 
 
 def publish(lines, output=None):

@@ -106,22 +106,28 @@ def independent_columns(X):
     return X[:, kept]
 
 
-def density_rows(name, seed):
-    """Training and test rows of one of `TABLES`, standardised by the former.
+def continuous_rows(name, seed):
+    """All rows of one of `TABLES`, whose columns have a density, and their classes.
 
     Repeated values have no density: a column that has some is spread over the smallest
     step of its scale, so that scores are those of the discrete column, up to a
     constant. Values that repeat among continuous ones, such as many zeros, are spread
     over a hundredth of the column's standard deviation.
     """
-    X = without_constants(read(files("balanced")[f"balanced/{name}"])[0])
-    X = independent_columns(X)
+    X, classes = read(files("balanced")[f"balanced/{name}"])
+    X = independent_columns(without_constants(X))
     rng = np.random.RandomState(seed)
     for column in X.T:
         values = np.unique(column)
         if len(values) < len(column):
             step = max(np.diff(values).min(), 0.01 * column.std())
             column += rng.uniform(0, step, len(column))
+    return X, classes
+
+
+def density_rows(name, seed):
+    """Training and test rows of one of `TABLES`, standardised by the former."""
+    X, _ = continuous_rows(name, seed)
     X = X[np.random.RandomState(0).permutation(len(X))[:MAX_ROWS]]
     train, test = train_test_split(X, test_size=0.25, random_state=seed)
     scaler = StandardScaler().fit(train)

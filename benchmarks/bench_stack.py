@@ -44,7 +44,7 @@ def members(n_members, hidden):
     vae = SigmaVAE(N_COMPONENTS, hidden_layer_sizes=hidden, **params)
     vaes = [vae.set_params(random_state=i).fit(X).module_ for i in range(n_members)]
     sigmas = np.geomspace(0.2, 1, n_members).tolist()
-    return vaes, [NegativeELBO(vae.noise_, 1.0, sigma, 0.0) for sigma in sigmas]
+    return vaes, [NegativeELBO(vae.noise_, 1.0, sigma) for sigma in sigmas]
 
 
 def written(vaes, criteria):

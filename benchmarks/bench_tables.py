@@ -17,19 +17,16 @@ what to install see ``_tables.py``.
 """
 
 import argparse
-import fcntl
-import json
-import os
 import time
-import traceback
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from _report import environment, publish
+from _report import Results, environment, markdown, publish, run_missing
 from _tables import (
     DETECTORS,
     ESTIMATORS,
@@ -65,33 +62,6 @@ IMPORTANCE_SAMPLES = 1000
 EPOCHS = 0, 5, 10, 20, 40, 80
 # Multiples of the farthest training row.
 FACTORS = 3, 10, 100
-
-
-class Results:
-    """A JSON file of finished runs, by part, table, model and seed."""
-
-    def __init__(self, path):
-        self.path = path
-        self.found = self.read()
-
-    def read(self):
-        """What the file holds."""
-        return json.loads(self.path.read_text()) if self.path.exists() else {}
-
-    def add(self, key, record):
-        """Write at once. Another run may have added to the file in the meantime."""
-        with open(f"{self.path}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self.found = self.read() | {key: record}
-            part = self.path.with_suffix(".part")
-            part.write_text(json.dumps(self.found))
-            os.replace(part, self.path)
-
-    def get(self, key):
-        """A finished run."""
-        if key not in self.found:
-            raise LookupError(f"{key} has to be run first.")
-        return self.found[key]
 
 
 def fit_path(table, model, seed, args):
@@ -193,26 +163,16 @@ RUN = {
 
 
 def run_all(part, tables, models, results, args):
-    """Run what is not finished yet; a failure is printed and does not stop the rest."""
-    n_failed = 0
-    for seed in args.seeds:
-        for table in tables:
-            for model in models:
-                key = f"{part}/{table}/{model}/{seed}"
-                if key in results.found and not args.again:
-                    continue
-                start = time.perf_counter()
-                try:
-                    record = RUN[part](table, model, seed, results, args)
-                except Exception:
-                    n_failed += 1
-                    print(f"{key} failed", flush=True)
-                    traceback.print_exc()
-                    continue
-                results.add(key, record)
-                shown = {k: v for k, v in record.items() if not k.endswith("rows")}
-                print(f"{key} {time.perf_counter() - start:.1f} s {shown}", flush=True)
-    return n_failed
+    """Run what is not finished yet."""
+    jobs = {
+        f"{part}/{table}/{model}/{seed}": partial(
+            RUN[part], table, model, seed, results, args
+        )
+        for seed in args.seeds
+        for table in tables
+        for model in models
+    }
+    return run_missing(jobs, results, args.again)
 
 
 # The report
@@ -225,16 +185,6 @@ def frame_of(found):
         dict(zip(names, key.split("/"), strict=True)) | run
         for key, run in found.items()
     )
-
-
-def markdown(frame):
-    """Lines of a table, the index being its first column."""
-    frame = frame.reset_index()
-    yield f"| {' | '.join(frame.columns)} |"
-    yield "|---" * len(frame.columns) + "|"
-    for row in frame.itertuples(index=False):
-        yield f"| {' | '.join(map(str, row))} |"
-    yield ""
 
 
 def over_seeds(runs, field):
