@@ -119,8 +119,8 @@ plt.show()
 # -----------------
 #
 # An imputer is a transformer: it stands in pipelines, and keeps names if asked. The
-# default, ``SigmaVAEImputer()``, scales columns inside; with an estimator of your own
-# put a scaler before it.
+# default, ``SigmaVAEImputer()``, scales columns itself; a custom estimator needs a
+# scaler before it.
 
 frame = load_breast_cancer(as_frame=True).data
 frame = frame.mask(np.random.default_rng(0).random(frame.shape) < 0.3)
@@ -133,10 +133,10 @@ print(pd.concat({"incomplete": frame, "filled": filled}, axis=1).iloc[:6, [0, 30
 # The lower half
 # --------------
 #
-# Gaps in one place are harder: nothing beside a pixel tells of it. What is learned from
-# complete images fills the lower half of others, with the mean of what it may be. With
-# ``sample_posterior=True`` each call draws one of these, so that a spread can be seen:
-# where an upper half fits several digits, draws differ.
+# A large gap is harder to fill, since no neighbor of a missing pixel is known. Here the
+# model is fitted to complete images, and the lower half of others is filled with its
+# expected value. With ``sample_posterior=True`` each call draws one completion, so that
+# their spread can be seen.
 
 X, y = load_digits(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, random_state=0)

@@ -44,7 +44,7 @@ class SigmaVAEImputer(_BaseImputer):
         with null, which become NaN.
     add_indicator : bool, default=False
         Whether to append the columns of a :class:`~sklearn.impute.MissingIndicator`,
-        which tell a predictor what was missing.
+        which mark the entries that were missing.
     keep_empty_features : bool, default=False
         Whether columns without any entry in :meth:`fit` are filled with zeros, or
         dropped.
@@ -334,7 +334,7 @@ def _arrays_inside():
 
 
 def _find_vae(estimator):
-    """The SigmaVAE that an estimator is, or ends in; TypeError if there is none."""
+    """The SigmaVAE, or the last step of a pipeline; ``TypeError`` if it is another."""
     while isinstance(estimator, Pipeline):
         *steps, (_, estimator) = estimator.steps
         for name, step in steps:

@@ -11,8 +11,8 @@ from .gaps import energy_of_rows, log_likelihood_of_rows
 from .points import importance_points, quadrature, weighted_mean
 from .vae import Posterior
 
-# Pairs of points at which two posteriors are first compared. They decide if the gain
-# less so many standard errors is more than so many nats; otherwise all points do.
+# Two posteriors are first compared at _FEW pairs of points. All points are used unless
+# the gain, minus _SURE standard errors, exceeds _CLEAR nats.
 _FEW, _SURE, _CLEAR = 4, 6.0, 0.2
 
 # Steps that refine a posterior mean at most, the gain in nats that is worth one, and

@@ -31,8 +31,9 @@ _OPERATIONS, _KEPT, _MIN_ROWS = 2**31, 2**25, 4
 # Numbers in a block of rows.
 _BLOCK = 2**20
 
-# Up to so many features all eigenvectors of S are computed, else those of the space
-# that the old axes and S times these span, which hold the old optimum, too.
+# Maximum number of features for which all eigenvectors of S are computed. Beyond it
+# they are sought in the span of the old axes and S times these, which contains the old
+# optimum, so that the likelihood does not fall.
 _NARROW = 128
 
 
@@ -156,7 +157,7 @@ def _maximize(found, axes):
 
 
 def _some_rows(x, n_rows):
-    """About so many random rows, of which each column has entries, or all."""
+    """About `n_rows` random rows, in which each column has an entry; or all rows."""
     if n_rows >= len(x):
         return x
     some = np.random.RandomState(0).choice(len(x), n_rows, replace=False)
