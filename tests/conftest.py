@@ -41,6 +41,12 @@ def _heeds_ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _read_only(X):
+    # Tests share it: one that writes into it shall fail, not those after it.
+    X.flags.writeable = False
+    return X
+
+
 @pytest.fixture(scope="session")
 def load():
     """Function from a name, such as "wine" or "wine, standardised", to an array."""
@@ -62,13 +68,13 @@ def vae():
 @pytest.fixture(scope="session")
 def digits(load):
     """Pixels of the handwritten digits in [0, 1]."""
-    return load("digits") / 16
+    return _read_only(load("digits") / 16)
 
 
 @pytest.fixture(scope="session")
 def images(load):
     """The handwritten digits as images, with grey levels from 0 to 16."""
-    return load("digits").reshape(-1, 8, 8)
+    return _read_only(load("digits").reshape(-1, 8, 8))
 
 
 @pytest.fixture(scope="session")

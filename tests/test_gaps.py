@@ -236,7 +236,7 @@ def test_bernoulli_noise_takes_gaps():
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_images_may_miss_pixels(network, digits):
-    images = digits[:120].reshape(-1, 8, 8)
+    images = digits[:120].reshape(-1, 8, 8).copy()
     images[np.random.RandomState(0).rand(*images.shape) < 0.3] = np.nan
     vae = small_vae(network=network, sigma=0.2, max_iter=2).fit(images)
     assert np.isfinite(vae.score_samples(images)).all()
