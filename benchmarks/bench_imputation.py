@@ -56,16 +56,20 @@ from sklearn.model_selection import ParameterGrid, train_test_split
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from sklearn_sigmavae import SigmaVAE, SigmaVAEImputer
+from sklearn_sigmavae import MixturePrior, SigmaVAE, SigmaVAEImputer
 
 N_TRAIN, N_TEST = 1500, 500
 MECHANISMS = ("mcar20", "mcar50", "mar30", "block")
 # By how much the log-odds of a gap grow with a standard deviation of the column.
 SLOPE = 2.0
 
-# What our imputers are tuned over. Each fit finds its noise, but for the linear model.
+# What our imputers are tuned over; most of their fits find the noise themselves.
 SHORT = SigmaVAE(
-    sigma="auto", hidden_layer_sizes=(128, 128), learning_rate=5e-3, max_iter=60
+    sigma="auto",
+    hidden_layer_sizes=(128, 128),
+    batch_size=256,
+    learning_rate=1e-2,
+    max_iter=60,
 )
 OURS = {
     "linear": (
@@ -74,9 +78,11 @@ OURS = {
     ),
     "sigma-vae": (
         SHORT,
-        # The start with a mixture is a mixture of linear models.
         [
-            {"prior": ["normal", "mixture"]},
+            {"prior": ["normal", MixturePrior(10), MixturePrior(30)]},
+            # For columns that have little to do with each other.
+            {"prior": ["normal", "mixture"], "sigma": [1.0]},
+            # The start with a mixture is a mixture of linear models.
             {"prior": ["mixture"], "max_iter": [0], "hidden_layer_sizes": [()]},
         ],
     ),

@@ -17,7 +17,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from . import _denoise, _files
+from . import _denoise, _files, _importance
 from ._model.blocks import decode, infer
 from ._model.bound import RowBound, kl_of_rows
 from ._model.fitted import OUTCOME
@@ -1249,13 +1249,13 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     def _expect(self, X):
         """Mean of rows given what is known of them, without noise."""
         found = self._refine(self._check_observed(X))
-        units, rows = self.module_.units, _denoise.expected_rows(*found)
+        units, rows = self.module_.units, _importance.expected_rows(*found)
         return self.module_.layout.to_samples(units.to_data(rows))
 
     def _draw(self, X, random_state):
         """A draw of whole rows given what is known of them, noise included."""
         vae, observed, found = self._refine(self._check_observed(X))
-        codes = _denoise.draw_codes(vae, observed, found, random_state)
+        codes = _importance.draw_codes(vae, observed, found, random_state)
         return self._decode(codes, noise_from=random_state)
 
     def _refine(

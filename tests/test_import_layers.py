@@ -14,7 +14,7 @@ LAYERS = [
     {"_selection", "_plot", "imputation", "metrics"},
     {"_sigma_vae"},
     {"_training"},
-    {"_denoise", "_files"},
+    {"_denoise", "_files", "_importance"},
     {"_validation"},
     {"_model"},
     {"priors"},

@@ -13,14 +13,7 @@ from sklearn.base import clone
 
 from .._model.blocks import row_blocks
 from .._model.build import build_networks, class_name, resolve_network
-from .._model.elbo import (
-    ANNEALED,
-    SLOW_FALL,
-    FallingNoise,
-    NegativeELBO,
-    linear_tau,
-)
-from .._model.gaps import Completion
+from .._model.elbo import FallingNoise, NegativeELBO, linear_tau
 from .._model.layout import Layout
 from .._model.prior import build_prior
 from .._model.settings import reproducible_weights, resolve_device
@@ -30,29 +23,25 @@ from .._validation import check_sigma, check_support
 from ..noise import resolve_noise, resolve_power
 from ..priors import resolve_prior
 from .data import Selection, place_rows
-from .em import incomplete_axes
+from .linear import (
+    HIDDEN_BELOW,
+    LARGEST_SCALE,
+    MIN_LEARNED_SCALE,
+    completion_for,
+    is_auto,
+    largest_noise,
+    level_seen,
+    linear_start,
+)
 from .pca import (
     PrincipalAxes,
     fit_prior,
     linear_tails,
-    principal_axes,
     rows_for_start,
     start_at_pca,
     start_prior,
     widen,
 )
-
-# A learned scale stays above this fraction of the data's global scale: where the model
-# can fit every row the bound has no maximum.
-MIN_LEARNED_SCALE = 1e-3
-
-# Networks see the axes along which the variance exceeds this fraction of tau; a smaller
-# one if the scale is learned, since it may fall far below that of the linear model.
-HIDDEN_BELOW, HIDDEN_BELOW_LEARNED = 0.15, 0.01
-
-# The largest noise that training starts with, relative to the data's scale. More would
-# hide what the linear model has found.
-LARGEST_SCALE = 0.4
 
 # Noise that follows held-out rows begins with that of the linear model if this is
 # larger, but not with more than this fraction of the largest standard deviation, or
@@ -169,14 +158,14 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
     standard, size, axes, tau, tails = units, 1.0, None, None, None
     linear, starts_at_pca = None, params.init == "pca" and noise.has_scale
     if starts_at_pca or (samples.has_gaps and noise.has_scale):
-        linear = _linear_start(params, samples, units, noise, scale, like)
+        linear = linear_start(params, samples, units, noise, scale, like)
         units = standard = linear.units
     if starts_at_pca:
         axes, is_complete, scale = linear.axes, linear.is_complete, linear.scale
         tau = linear_tau(noise, scale, params.beta)
         is_short = len(X) < MIN_ROWS_PER_FEATURE * X.shape[1]
         if is_complete and not (schedule.is_chunk and is_short):
-            n_axes = axes.count(_level_seen(params, tau, units), k)
+            n_axes = axes.count(level_seen(params, tau, units), k)
             if on_path:
                 size, filter_ = like.size, like.vae.units.filter[:n_axes]
             else:
@@ -187,20 +176,20 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
             scale = scale / size if sigma is None else units.common_scale(sigma)
             tau = linear_tau(noise, scale, params.beta)
     elif learns_scale:
-        scale = _largest_noise(units) if is_auto(params) else 1.0
-    completion = _completion(params, X, units, linear, size)
+        scale = largest_noise(units) if is_auto(params) else 1.0
+    completion = completion_for(params, X, units, linear, size)
     of_rows = completion if samples.has_gaps else None
     if like is not None:
         rows = like.rows.in_units(units, of_rows)
     else:
         device = resolve_device(params.device)
         rows = place_rows(X, units, device, of_rows)
-        level = None if tau is None else _level_seen(params, tau, units)
+        level = None if tau is None else level_seen(params, tau, units)
         if units.axes is not None and _varies_outside(rows, level):
             # The axes are of some of the rows, and those are not like all.
             scale, size, units = scale * size, 1.0, standard
             tau = linear_tau(noise, scale, params.beta)
-            completion = _completion(params, X, units, linear, size)
+            completion = completion_for(params, X, units, linear, size)
             of_rows = completion if samples.has_gaps else None
             rows = place_rows(X, units, device, of_rows)
     selections = _select(params, samples, rows, seeds, schedule, like)
@@ -233,7 +222,7 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
     criterion = make_criterion(params, noise, scale, units)
     if axes is not None and criterion.follows:
         largest = math.sqrt(inside.eigenvalues[0] / noise.variance_factor)
-        smaller = max(_largest_noise(units), _MOST_HIDDEN * largest)
+        smaller = max(largest_noise(units), _MOST_HIDDEN * largest)
         criterion.falling.first = min(criterion.falling.first, smaller)
     if axes is not None and tails is None:
         # The linear model starts at its optimum.
@@ -254,95 +243,6 @@ def initial_model(params, samples, seeds, schedule, like=None, on_path=False):
         size=size,
         fitted_codes=fitted_codes,
     )
-
-
-class LinearStart(NamedTuple):
-    """The linear model that training starts from, in units without axes.
-
-    ``is_complete`` says that the axes are all those that networks should see.
-    """
-
-    units: Units
-    axes: PrincipalAxes
-    is_complete: bool
-    scale: float
-    tau: float
-
-
-def _linear_start(params, samples, units, noise, scale, like):
-    """The ``LinearStart`` of a fit with its scale of the noise, None to find one."""
-
-    def scale_of_start(axes):
-        if scale is not None:
-            return scale
-        ratio = linear_tau(noise, 1.0, params.beta) / noise.variance_factor
-        variance = axes.noise_variance_mle(params.n_components, ratio)
-        if is_auto(params) and not variance:
-            # The largest at which the linear model is that of any smaller one.
-            n_used = min(params.n_components, len(axes.eigenvalues))
-            variance = 0.98 * float(axes.eigenvalues[n_used - 1])
-        lowest = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
-        return max(lowest, float(np.sqrt(variance / noise.variance_factor)))
-
-    def tau_of(axes):
-        return linear_tau(noise, scale_of_start(axes), params.beta)
-
-    def level(axes):
-        return _level_seen(params, tau_of(axes), units)
-
-    k = params.n_components
-    if samples.has_gaps:
-        x = rows_for_start(samples.X, units, k)
-        axes, mean, tau, is_complete = incomplete_axes(x, k, level, tau_of)
-        units = units.moved(mean)
-        found = math.sqrt(tau / linear_tau(noise, 1.0, params.beta))
-        return LinearStart(units, axes, is_complete, scale or found, tau)
-    if like is not None:
-        axes, is_complete = like.axes, like.vae.units.axes is not None
-    else:
-        x = rows_for_start(samples.X, units, k)
-        axes, is_complete = principal_axes(x, k, level)
-    return LinearStart(units, axes, is_complete, scale_of_start(axes), tau_of(axes))
-
-
-def _completion(params, X, units, linear, size):
-    """What completes rows, in units with values divided by a size."""
-    k = params.n_components
-    if linear is None:
-        mean = np.zeros(X.shape[1])
-        if not resolve_noise(params.noise).has_scale:
-            rows = rows_for_start(X, units, k)
-            mean = np.nanmean(rows, axis=0, dtype=np.float64)
-        return Completion.by_mean(mean, k)
-    axes = linear.axes.divided_by(size)
-    return Completion(
-        mean=np.zeros(len(axes.axes)),
-        axes=np.ascontiguousarray(axes.axes[:, :k]),
-        variances=axes.eigenvalues[:k],
-        noise_variance=linear.tau / size**2,
-        n_components=k,
-        corrects=params.init == "pca",
-    )
-
-
-def _level_seen(params, tau, units):
-    """Variance of the axes that networks see at least, in these units."""
-    if is_auto(params):
-        # Noise ends there if it falls slowly, or well below the linear model's.
-        end = _largest_noise(units) * SLOW_FALL ** (-1 / ANNEALED)
-        return min(HIDDEN_BELOW * end**2, HIDDEN_BELOW_LEARNED * tau)
-    is_learned = isinstance(params.sigma, str)
-    return (HIDDEN_BELOW_LEARNED if is_learned else HIDDEN_BELOW) * tau
-
-
-def _largest_noise(units):
-    """The largest noise that training starts with, in internal units."""
-    return LARGEST_SCALE * units.data_scale / units.mean_scale
-
-
-def is_auto(params):
-    """Whether sigma is to be chosen by held-out rows."""
-    return isinstance(params.sigma, str) and params.sigma == "auto"
 
 
 def check_auto(params):
@@ -400,7 +300,7 @@ def continued_model(params, samples, seeds, schedule, previous):
     selections = _select(params, samples, rows, seeds, schedule)
     if vae.units.axes is not None and not is_far:
         tau = linear_tau(noise, scale, params.beta)
-        level = HIDDEN_BELOW * tau if is_chosen else _level_seen(params, tau, units)
+        level = HIDDEN_BELOW * tau if is_chosen else level_seen(params, tau, units)
         if _varies_outside(rows, level):
             warnings.warn(
                 "These rows vary, by more than the noise allows, in directions that "
@@ -447,7 +347,7 @@ def make_criterion(params, noise, scale, units):
     min_scale, factor, falling = None, 1.0, None
     lowest = MIN_LEARNED_SCALE * units.data_scale / units.mean_scale
     if learns_scale and is_auto(params):
-        first = max(_largest_noise(units), scale)
+        first = max(largest_noise(units), scale)
         falling = FallingNoise(first, lowest, units.mean_scale)
     elif learns_scale:
         min_scale = lowest

@@ -15,7 +15,8 @@ from .._model.fitted import FittedModel
 from .._model.settings import matmul_precision
 from .._validation import as_scales
 from .data import EvaluationBatches, Selection
-from .initial import MIN_LEARNED_SCALE, structure
+from .initial import structure
+from .linear import MIN_LEARNED_SCALE
 
 
 def conclude(net, start, schedule):
