@@ -350,8 +350,9 @@ class _ImputationScorer:
         hidden = self._choose(known.reshape(len(known), -1)).reshape(known.shape)
         if not hidden.any():
             raise ValueError(
-                "The scorer has no entry to hide: of each row one is left. Pass more "
-                f"rows, or a greater missing_fraction than {self.missing_fraction:g}."
+                "The scorer has no entry to hide, since one known entry of each row is "
+                "left. Pass rows with more of them, more rows, or a greater "
+                f"missing_fraction than {self.missing_fraction:g}."
             )
         gaps = _like(X, np.where(hidden, np.nan, known))
         filled = np.asarray(through_pipeline(estimator, gaps, _fill))
