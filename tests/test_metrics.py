@@ -205,7 +205,7 @@ def test_imputers_that_change_columns_leave_gaps_or_lack_methods_are_refused(vae
         with pytest.raises(TypeError, match=message):
             scorer(estimator.fit(X, X[:, 0] > 1), X)
     for nothing in (X[:, :1], np.full((3, 5), np.nan), X[:1]):
-        with pytest.raises(ValueError, match="no entry to hide: of each row one"):
+        with pytest.raises(ValueError, match="no entry to hide, since one known entry"):
             imputation_scorer(1e-9)(vae, nothing)
     with pytest.raises(ValueError, match="infinity"):
         scorer(vae, np.where(X > 2, np.inf, X))
