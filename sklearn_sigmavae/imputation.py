@@ -79,6 +79,10 @@ class SigmaVAEImputer(_BaseImputer):
     It is assumed that whether an entry is missing does not depend on its value, given
     the entries that are known: data "missing at random" [1]_.
 
+    The mean is that of the last step of a pipeline. Steps that are not linear, such as
+    :class:`~sklearn.preprocessing.PowerTransformer`, take it to another number than the
+    mean in the units of `X`, closer to the median.
+
     References
     ----------
     .. [1] D. B. Rubin, "Inference and Missing Data", Biometrika 63(3), 1976.

@@ -157,11 +157,7 @@ class NegativeELBO(nn.Module):
         scale = self.scale
         if is_learning:
             scale = self._batch_scale(vae, x, location, n_rows, known)
-        if known is None:
-            energy = self.noise.energy(x, location, self._for_rows(scale))
-        else:
-            rows_scale = self._for_rows(scale)
-            energy = known_energy(self.noise, x, location, rows_scale, known)
+        energy = known_energy(self.noise, x, location, self._for_rows(scale), known)
         if self.follows and not self.training:
             self.power.add_(energy, alpha=n_rows / n_draws)
         weight = 0.5 * self.beta * (n_draws / n_rows)

@@ -36,7 +36,12 @@ def unpack(x, n_features):
 
 
 def known_energy(noise, x, location, scale, known):
-    """Energy (...) of the entries that are known; see :meth:`NoiseModel.energy`."""
+    """Energy (...) of the entries that are known, all if that is None.
+
+    See :meth:`NoiseModel.energy`.
+    """
+    if known is None:
+        return noise.energy(x, location, scale)
     if torch.is_tensor(scale):
         scale = scale.unsqueeze(-1)
     energy = noise.energy(x.unsqueeze(-1), location.unsqueeze(-1), scale)
@@ -46,18 +51,16 @@ def known_energy(noise, x, location, scale, known):
 def energy_of_rows(noise, x, location, scale):
     """Energy of rows, with or without gaps, at locations (..., n, n_features)."""
     x, known, _ = unpack(x, location.shape[-1])
-    if known is None:
-        return noise.energy(x, location, scale)
     return known_energy(noise, x, location, scale, known)
 
 
 def log_likelihood_of_rows(noise, x, location, scale):
     """Log-density of what is known of rows; see :meth:`NoiseModel.log_prob`."""
-    features, known, _ = unpack(x, location.shape[-1])
+    _, known, _ = unpack(x, location.shape[-1])
     if known is None:
         return noise.log_prob(x, location, scale)
     constant = known.sum(-1) * noise.log_normalizer(scale)
-    return -known_energy(noise, features, location, scale, known) - constant
+    return -energy_of_rows(noise, x, location, scale) - constant
 
 
 @dataclass(frozen=True, eq=False)
