@@ -91,7 +91,7 @@ OURS = {
     ),
 }
 MAX_COMPONENTS = 32
-# 100 would take three times as long, and err by two hundredths less on penbased.
+# 100 take three times as long, and err by a hundredth less at most where it is close.
 N_TREES = 30
 GRIDS = {
     "simple": (SimpleImputer(), {"strategy": ["mean", "median"]}),
