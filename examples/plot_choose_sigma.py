@@ -220,13 +220,10 @@ figure.tight_layout(pad=0.4)
 #
 # :func:`~sklearn_sigmavae.sigma_path` goes from the scale that hides everything down,
 # and starts each model at the one before, so a few epochs do for each. It needs no grid
-# to begin with, and tells what the search does not: how many nats a code holds (KL),
-# at what error, and by which power of ``sigma`` they grow. Here R² says that a power
-# law is a rough guide only: with 16 components at most, the curve bends.
+# to begin with, and shows what the search does not: how many nats a code holds (KL), at
+# what error, and how both change with ``sigma``.
 
 path = sigma_path(X_train, n_sigmas=10, eps=0.05, estimator=vae, cv=folds)
-law = path.power_law()
 print(f"the path's likelihood chooses sigma = {path.best_sigma:.2f}")
-print(f"KL = {law.prefactor:.0f} sigma^-{law.exponent:.2f} nats, R2 = {law.r2:.3f}")
 SigmaPathDisplay.from_path(path)
 plt.show()

@@ -30,6 +30,7 @@ from ._validation import (
     COUNT,
     COUNT_OR_ZERO,
     FRACTION,
+    POSITIVE,
     check_params,
     check_rows,
     check_samples,
@@ -42,7 +43,6 @@ from .networks import ACTIVATIONS
 from .noise import ANY_NOISE, NoiseModel
 from .priors import ANY_PRIOR, Prior
 
-_POSITIVE = Interval(Real, 0, None, closed="neither")
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
 _RECIPE = HasMethods(["encoder", "decoder"])
 
@@ -305,8 +305,8 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     _parameter_constraints: dict = {
         "n_components": [COUNT],
-        "sigma": [_POSITIVE, "array-like", StrOptions({"auto", "mle"})],
-        "beta": [_POSITIVE],
+        "sigma": [POSITIVE, "array-like", StrOptions({"auto", "mle"})],
+        "beta": [POSITIVE],
         "noise": ANY_NOISE,
         "prior": ANY_PRIOR,
         "network": [StrOptions({"mlp", "conv"}), _RECIPE],
@@ -317,7 +317,7 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         "channels_first": ["boolean"],
         "init": [StrOptions({"pca", "random"})],
         "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
-        "learning_rate": [_POSITIVE],
+        "learning_rate": [POSITIVE],
         "lr_schedule": [StrOptions({"one_cycle", "constant"})],
         "sigma_annealing": [Interval(Real, 1, None, closed="left")],
         "batch_size": [COUNT],

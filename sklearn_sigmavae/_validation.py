@@ -21,6 +21,7 @@ from .networks import is_count
 COUNT = Interval(Integral, 1, None, closed="left")
 COUNT_OR_ZERO = Interval(Integral, 0, None, closed="left")
 FRACTION = Interval(Real, 0, 1, closed="neither")
+POSITIVE = Interval(Real, 0, None, closed="neither")
 check_params = partial(validate_params, prefer_skip_nested_validation=True)
 
 # Types that data keeps; it becomes float64 otherwise.

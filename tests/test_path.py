@@ -1,6 +1,7 @@
 """Paths of noise scales: against the closed form, by hand, and on real data."""
 
 import pickle
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from linear_gaussian import optimum, spectrum
+from numpy.testing import assert_allclose
 from sklearn.base import clone
-from sklearn.datasets import make_low_rank_matrix
+from sklearn.datasets import load_digits, make_low_rank_matrix
 from sklearn.model_selection import KFold, ShuffleSplit, check_cv
 from small_vae import curved_rows, low_rank_rows, small_vae, weights
 
@@ -26,18 +28,19 @@ def linear_vae(**params):
     return small_vae(hidden_layer_sizes=(), **params)
 
 
-def synthetic_path(kl, sigmas):
-    """A path of no models."""
+def synthetic_path(kl, sigmas, n_active=0, k=2):
+    """A path of models of which is known how many components are in use."""
     nothing = np.zeros(len(kl))
+    counts = np.broadcast_to(n_active, len(kl))
     return SigmaPath(
         sigmas=np.asarray(sigmas),
-        estimators=[],
+        estimators=[SimpleNamespace(n_active_components_=n) for n in counts],
         kl=np.asarray(kl),
         distortion=nothing,
         score=nothing,
         test_scores=None,
-        eigenvalues=np.ones(2),
-        total_variance=2.0,
+        eigenvalues=np.ones(k),
+        total_variance=float(k),
         noise_variance=np.asarray(sigmas) ** 2,
     )
 
@@ -88,6 +91,19 @@ def test_the_linear_path_is_the_closed_form(beta, max_iter):
     # A component at the edge has almost no KL.
     assert np.abs(np.subtract(counts, used)).max() <= 1
     assert (counts[0], counts[-1]) == (0, 4)
+
+
+@pytest.mark.slow
+def test_the_default_path_has_the_rate_of_fits_from_scratch():
+    rows = load_digits().data
+    vae = SigmaVAE(40, random_state=0)
+    sigmas = np.geomspace(13.4, 1.56, 8)
+    path = sigma_path(rows, sigmas, estimator=vae)
+    for i in 4, 6, 7:
+        fresh = clone(vae).set_params(sigma=sigmas[i]).fit(rows)
+        kl = fresh.kl_divergence(rows[::4]).sum() / len(rows[::4])
+        assert kl > 8
+        assert_allclose(path.kl[i], kl, rtol=0.03)
 
 
 def test_without_training_each_model_is_that_of_its_own_start():
@@ -314,18 +330,66 @@ def test_errors_of_a_power_law_are_those_of_a_regression():
     assert law.r2 == pytest.approx(np.corrcoef(np.log(sigmas), np.log(kl))[0, 1] ** 2)
 
 
+def test_a_power_law_has_no_curvature():
+    sigmas = np.geomspace(0.5, 0.01, 7)
+    law = synthetic_path(20 * sigmas**-0.7, sigmas).power_law()
+    assert law.curvature == pytest.approx(0, abs=1e-9)
+    bent = 20 * sigmas**-0.7 * np.exp(0.05 * np.log(sigmas / 0.1) ** 2)
+    law = synthetic_path(bent, sigmas).power_law()
+    assert law.curvature == pytest.approx(0.05)
+    assert law.curvature_error == pytest.approx(0, abs=1e-6)
+    few = synthetic_path([5.0, 6.0, 8.0], [0.3, 0.2, 0.1]).power_law()
+    assert np.isnan([few.curvature, few.curvature_error]).all()
+
+
 def test_a_power_law_leaves_out_scales_that_hide_everything():
     sigmas = np.geomspace(8, 0.5, 5)
-    law = synthetic_path([0.0, 0.5, 2.0, 4.0, 8.0], sigmas).power_law()
+    path = synthetic_path([0.0, 2.5, 10.0, 20.0, 40.0], sigmas)
+    law = path.power_law()
     assert np.array_equal(law.sigmas, sigmas[2:])
     assert law.exponent == pytest.approx(1)
+    assert np.array_equal(path.power_law(min_kl=2.5).sigmas, sigmas[1:])
 
 
-@pytest.mark.parametrize("kl", [[0.0, 0.9, 1.0, 2.0], [5.0, 6.0]])
-def test_a_power_law_of_too_few_scales_is_refused(kl):
-    path = synthetic_path(kl, np.geomspace(1, 0.1, len(kl)))
+def test_a_power_law_leaves_out_scales_at_which_components_run_out():
+    sigmas = np.geomspace(1.6, 0.1, 5)
+    kl = [5.0, 10.0, 20.0, 30.0, 35.0]
+    path = synthetic_path(kl, sigmas, n_active=[2, 4, 8, 9, 10], k=10)
+    with pytest.warns(UserWarning, match=r"from 0\.2 down .* 80% of 10 components"):
+        law = path.power_law()
+    assert np.array_equal(law.sigmas, sigmas[:3])
+    assert law.exponent == pytest.approx(1)
+    assert np.array_equal(path.power_law(max_active=1.0).sigmas, sigmas)
+
+
+def test_a_path_that_runs_out_of_components_says_so():
+    scales = np.geomspace(1, 0.05, 20)
+    rows = scales * np.random.RandomState(0).standard_normal((200, 20))
+    vae = small_vae(n_components=6, hidden_layer_sizes=())
+    path = sigma_path(rows, n_sigmas=12, eps=0.3, estimator=vae, max_iter=0)
+    active = [model.n_active_components_ for model in path.estimators]
+    assert np.array_equal(path.n_active_components, active)
+    assert active[-1] == 6
+    with pytest.warns(UserWarning, match="Raise n_components"):
+        law = path.power_law(min_kl=0.2)
+    assert (path.n_active_components[path.sigmas >= law.sigmas.min()] < 5).all()
+
+
+@pytest.mark.parametrize(
+    ("kl", "n_active"), [([0.0, 4.9, 5.0, 7.0], 0), ([5, 6], 0), ([5, 6, 7, 8], 2)]
+)
+def test_a_power_law_of_too_few_scales_is_refused(kl, n_active):
+    path = synthetic_path(kl, np.geomspace(1, 0.1, len(kl)), n_active)
     with pytest.raises(ValueError, match=r"at least three scales .* This path has"):
         path.power_law()
+
+
+@pytest.mark.parametrize("params", [{"min_kl": 0}, {"max_active": 1.5}])
+def test_a_range_of_a_power_law_that_is_none_is_refused(params):
+    path = synthetic_path([5.0, 6.0, 8.0], [0.3, 0.2, 0.1])
+    (name,) = params
+    with pytest.raises(ValueError, match=f"'{name}' parameter"):
+        path.power_law(**params)
 
 
 # Kinds of data

@@ -74,9 +74,15 @@ def test_the_rate_is_drawn_against_the_distortion(path):
     assert ax.get_ylabel() == "KL, nats per row"
 
 
-def test_the_power_law_is_drawn_where_it_was_fitted(path):
+def test_the_power_law_is_drawn_where_it_was_fitted():
+    scales = np.geomspace(1, 0.05, 30)
+    rows = scales * np.random.RandomState(0).standard_normal((200, 30))
+    vae = small_vae(n_components=20, hidden_layer_sizes=())
+    path = sigma_path(rows, n_sigmas=12, eps=0.05, estimator=vae, max_iter=0)
     ax = SigmaPathDisplay.from_path(path).axes_[2]
-    law = path.power_law()
+    with pytest.warns(UserWarning, match="are not fitted"):
+        law = path.power_law()
+    assert 3 <= len(law.sigmas) < len(path.sigmas)
     fitted = law.prefactor * law.sigmas**-law.exponent
     assert np.array_equal(line(ax, "Power law"), [law.sigmas, fitted])
     (label,) = [label for label in labels(ax) if label.startswith("Power law")]

@@ -1,5 +1,6 @@
 """Picture of a path of noise scales."""
 
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -115,7 +116,9 @@ class SigmaPathDisplay:
             tau = path.noise_variance[:, None]
             explained = np.maximum(path.eigenvalues - tau, 0.0).sum(axis=1)
             display.linear_distortion = path.total_variance - explained
-        with suppress(ValueError):  # too few scales
+        # The picture has all scales, and the law where it was fitted.
+        with suppress(ValueError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             display.power_law = path.power_law()
         return display.plot(ax, kind=kind, **kwargs)
 

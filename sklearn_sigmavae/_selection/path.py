@@ -5,7 +5,7 @@ import warnings
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ from .._training.stack import NotStackableError, train_stack
 from .._validation import (
     COUNT_OR_ZERO,
     FRACTION,
+    POSITIVE,
     as_samples,
     check_params,
     check_splits,
@@ -36,9 +37,7 @@ from .._validation import (
 from ..noise import resolve_power
 from .jobs import run_jobs
 
-# Models with less KL than this, in nats, are left out of a power law: near the scale
-# that hides all of the data the KL vanishes, and its logarithm diverges.
-MIN_KL = 1.0
+_SHARE = Interval(Real, 0, 1, closed="right")
 
 
 class PowerLaw(NamedTuple):
@@ -60,6 +59,11 @@ class PowerLaw(NamedTuple):
         Fraction of the variance of log KL that the law explains.
     sigmas : ndarray of shape (n_used,)
         Scales that were used, in the units of the data, in decreasing order.
+    curvature : float, default=nan
+        Coefficient of the square of log sigma where log KL is fitted by a parabola;
+        zero for a power law. It takes four scales.
+    curvature_error : float, default=nan
+        Its standard error.
 
     See Also
     --------
@@ -85,6 +89,41 @@ class PowerLaw(NamedTuple):
     log_prefactor_error: float
     r2: float
     sigmas: np.ndarray
+    curvature: float = math.nan
+    curvature_error: float = math.nan
+
+    @classmethod
+    def of_curve(cls, sigmas, kl):
+        """Fit the law to scales and KL, by least squares in the logarithms.
+
+        Parameters
+        ----------
+        sigmas : array-like of shape (n_sigmas,)
+            At least three scales of the noise.
+        kl : array-like of shape (n_sigmas,)
+            KL at each, in nats per row.
+
+        Returns
+        -------
+        law : PowerLaw
+            The fitted law.
+
+        Examples
+        --------
+        >>> from sklearn_sigmavae import PowerLaw
+        >>> law = PowerLaw.of_curve([1.0, 0.5, 0.25], [3.0, 6.0, 12.0])
+        >>> round(law.exponent, 6), round(law.prefactor, 6)
+        (1.0, 3.0)
+        """
+        sigmas = np.asarray(sigmas, dtype=float)
+        x, y = np.log(sigmas), np.log(np.asarray(kl, dtype=float))
+        line = linregress(x, y)
+        law = -line.slope, np.exp(line.intercept), line.stderr, line.intercept_stderr
+        curvature = math.nan, math.nan
+        if len(x) > 3:
+            coefficients, covariance = np.polyfit(x - x.mean(), y, 2, cov=True)
+            curvature = float(coefficients[0]), float(np.sqrt(covariance[0, 0]))
+        return cls(*map(float, law), float(line.rvalue**2), sigmas, *curvature)
 
 
 @dataclass
@@ -181,43 +220,67 @@ class SigmaPath:
         """SigmaVAE : The model at the best scale, fitted to all of the data."""
         return self.estimators[self.best_index]
 
-    def power_law(self):
+    @property
+    def n_active_components(self):
+        """ndarray of shape (n_sigmas,) : Components in use at each scale."""
+        return np.array([model.n_active_components_ for model in self.estimators])
+
+    @check_params({"min_kl": [POSITIVE], "max_active": [_SHARE]})
+    def power_law(self, *, min_kl=5.0, max_active=0.8):
         """Fit KL = prefactor * sigma ** -exponent, linearly in the logarithms.
 
-        Of all scales at which the KL is at least one nat.
+        No model can follow a power law everywhere. Near the scale that hides all of the
+        data the KL vanishes; where all components are in use it grows by no more than
+        the logarithm of the scale for each. The scales between are fitted.
+
+        Parameters
+        ----------
+        min_kl : float, default=5.0
+            Minimum KL of the scales that are fitted, in nats per row.
+        max_active : float, default=0.8
+            Of the components that there can be, the maximum fraction in use. If scales
+            are left out for it a warning says so: more components would see further.
 
         Returns
         -------
         law : PowerLaw
-            Exponent, prefactor, their standard errors, and R².
+            Exponent, prefactor, their standard errors, R², and the curvature.
 
         Raises
         ------
-        ValueError
-            If there are fewer than three such scales.
+        ValueError, TypeError
+            If a parameter is not valid, or fewer than three scales are left.
 
         Examples
         --------
-        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.datasets import load_digits
         >>> from sklearn_sigmavae import SigmaVAE, sigma_path
-        >>> X, _ = load_iris(return_X_y=True)
-        >>> vae = SigmaVAE(2, hidden_layer_sizes=(16,), random_state=0)
-        >>> path = sigma_path(X, n_sigmas=5, eps=0.05, estimator=vae, max_iter=1)
+        >>> X = load_digits().data[:500]
+        >>> vae = SigmaVAE(60, hidden_layer_sizes=(), random_state=0)
+        >>> path = sigma_path(X, n_sigmas=8, eps=0.1, estimator=vae, max_iter=0)
         >>> law = path.power_law()
-        >>> bool(0 < law.exponent < 2 and law.r2 > 0.9)
+        >>> bool(1 < law.exponent < 2 and law.r2 > 0.9)
         True
         """
-        used = self.kl >= MIN_KL
+        k, used = len(self.eigenvalues), self.kl >= min_kl
+        runs_out = self.n_active_components > max_active * k
+        left_out = self.sigmas[used & runs_out]
+        used &= ~runs_out
         if used.sum() < 3:
             raise ValueError(
-                "A power law needs at least three scales with a KL of at least "
-                f"{MIN_KL:g} nats. This path has {used.sum()}: pass more, or smaller, "
-                "sigmas."
+                f"A power law needs at least three scales with a KL of {min_kl:g} nats "
+                f"or more and at most {max_active:.0%} of {k} components in use. This "
+                f"path has {used.sum()}. Pass more sigmas in that range, or change "
+                "n_components, min_kl or max_active."
             )
-        sigmas = self.sigmas[used]
-        line = linregress(np.log(sigmas), np.log(self.kl[used]))
-        law = -line.slope, np.exp(line.intercept), line.stderr, line.intercept_stderr
-        return PowerLaw(*map(float, law), float(line.rvalue**2), sigmas)
+        if len(left_out):
+            warnings.warn(
+                f"Scales from {left_out.max():.3g} down are not fitted: more than "
+                f"{max_active:.0%} of {k} components are in use there. Raise "
+                "n_components to follow the KL further.",
+                stacklevel=3,
+            )
+        return PowerLaw.of_curve(self.sigmas[used], self.kl[used])
 
 
 @check_params(
@@ -240,14 +303,15 @@ def sigma_path(
     estimator=None,
     cv=None,
     X_val=None,
-    max_iter=5,
+    max_iter=10,
     n_jobs=None,
 ):
     """Fit models along a path of noise scales, from large to small.
 
     As in :func:`~sklearn.linear_model.lasso_path` [1]_ each model starts at the one
     before, moved to its new scale as the linear model [2]_ would be, and needs few
-    epochs. By default the path begins where everything is hidden, at the largest
+    epochs. A model fitted from scratch for longer has fewer components in use, and a
+    higher score. By default the path begins where everything is hidden, at the largest
     standard deviation of the data along any direction.
 
     Parameters
@@ -272,8 +336,9 @@ def sigma_path(
     X_val : array-like, of samples of the same shape, default=None
         Held-out rows, to choose the best epoch of the models that are fitted to all of
         `X`, and to score them.
-    max_iter : int, default=5
-        Number of epochs at each scale.
+    max_iter : int, default=10
+        Number of epochs at each scale. More of them lower the KL divergence and raise
+        the score.
     n_jobs : int, default=None
         Number of processes, which share the folds. On a cluster:
         ``joblib.parallel_config``.
