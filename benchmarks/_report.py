@@ -9,12 +9,14 @@ import re
 import time
 import traceback
 from datetime import date
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
 import sklearn
 import skorch
 import torch
+from joblib import Parallel, delayed
 
 
 def alternate(competitors, repeats):
@@ -74,27 +76,34 @@ class Results:
         return self.found[key]
 
 
-def run_missing(jobs, results, again=False):
-    """Run what the results lack, and return how many failed.
+def run_missing(jobs, results, again=False, n_jobs=1):
+    """Run what the results lack in `n_jobs` processes, and return how many failed.
 
     A failure is printed and does not stop the rest.
     """
     n_failed = 0
-    for key, job in jobs.items():
-        if key in results.found and not again:
-            continue
-        start = time.perf_counter()
-        try:
-            record = job()
-        except Exception:
+    parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered")
+    missing = (item for item in jobs.items() if again or item[0] not in results.found)
+    for key, record, seconds, error in parallel(starmap(delayed(attempt), missing)):
+        if error:
             n_failed += 1
-            print(f"{key} failed", flush=True)
-            traceback.print_exc()
+            print(f"{key} failed\n{error}", flush=True)
             continue
         results.add(key, record)
         shown = {k: v for k, v in record.items() if not k.endswith("rows")}
-        print(f"{key} {time.perf_counter() - start:.1f} s {shown}", flush=True)
+        print(f"{key} {seconds:.1f} s {shown}", flush=True)
     return n_failed
+
+
+def attempt(key, job):
+    """What a job returns, its seconds, and the traceback if it failed."""
+    start = time.perf_counter()
+    record = error = None
+    try:
+        record = job()
+    except Exception:
+        error = traceback.format_exc()
+    return key, record, time.perf_counter() - start, error
 
 
 def markdown(frame):

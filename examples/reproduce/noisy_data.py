@@ -11,7 +11,15 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _shared import HIDDEN, N_COMPONENTS, mnist, parse_args, write_numbers, write_table
+from _shared import (
+    HIDDEN,
+    N_COMPONENTS,
+    fit_wiener,
+    mnist,
+    parse_args,
+    write_numbers,
+    write_table,
+)
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -75,18 +83,6 @@ def fit_denoiser(X, level, max_iter):
     return denoise
 
 
-def fit_wiener(X):
-    """The optimal linear filter for a noise level."""
-    mean, covariance = X.mean(axis=0), np.cov(X.T, bias=True)
-
-    def denoise(Y, level):
-        total = covariance + level**2 * np.eye(len(covariance))
-        weights = np.linalg.lstsq(total, covariance, rcond=None)[0]
-        return mean + (Y - mean) @ weights.astype(np.float32)
-
-    return denoise
-
-
 class Vanilla:
     """The vanilla VAE, on any input: its estimator takes data in [0, 1] only."""
 
@@ -145,7 +141,14 @@ class Experiment:
         if level:
             for sigma, vae in self.vaes.items():
                 Z, _ = vae.posterior(Y, noise_scale=level, max_iter=N_STEPS)
-                yield f"σ = {sigma}, refined", sigma, Z, vae.inverse_transform(Z)
+                restored = vae.inverse_transform(Z)
+                yield f"σ = {sigma}, refined", sigma, Z, restored
+                # The codes of what was restored, and those that the model would give
+                # if the noise were its own.
+                Z = vae.transform(restored)
+                yield f"σ = {sigma}, coded again", sigma, Z, vae.inverse_transform(Z)
+                Z, _ = vae.posterior(Y, max_iter=N_STEPS)
+                yield f"σ = {sigma}, noise of σ", sigma, Z, vae.inverse_transform(Z)
         for name, rows in (("", Y), (", clipped", Y.clip(0, 1))):
             Z = self.vanilla.transform(rows)
             images = self.vanilla.inverse_transform(Z)
