@@ -6,7 +6,8 @@ from ._plot.latent_space import LatentSpaceDisplay
 from ._plot.reconstruction import ReconstructionDisplay
 from ._plot.sigma_path import SigmaPathDisplay
 from ._selection.grid_search import BatchedGridSearchCV
-from ._selection.path import PowerLaw, SigmaPath, sigma_path
+from ._selection.path import SigmaPath, sigma_path
+from ._selection.power_law import PowerLaw
 from ._sigma_vae import SigmaVAE
 from ._version import __version__
 from .imputation import SigmaVAEImputer

@@ -15,7 +15,13 @@ from sklearn.datasets import load_digits, make_low_rank_matrix
 from sklearn.model_selection import KFold, ShuffleSplit, check_cv
 from small_vae import curved_rows, low_rank_rows, small_vae, weights
 
-from sklearn_sigmavae import GeneralizedNormalNoise, SigmaPath, SigmaVAE, sigma_path
+from sklearn_sigmavae import (
+    GeneralizedNormalNoise,
+    PowerLaw,
+    SigmaPath,
+    SigmaVAE,
+    sigma_path,
+)
 from sklearn_sigmavae._training import initial
 from sklearn_sigmavae._training.pca import PrincipalAxes
 
@@ -382,6 +388,37 @@ def test_a_power_law_of_too_few_scales_is_refused(kl, n_active):
     path = synthetic_path(kl, np.geomspace(1, 0.1, len(kl)), n_active)
     with pytest.raises(ValueError, match=r"at least three scales .* This path has"):
         path.power_law()
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "kl", "message"),
+    [
+        ([1, 2, 3], [1, 2], "inconsistent numbers of samples"),
+        ([1, 2, 3], [1, 2, np.nan], "kl contains NaN"),
+        ([1, 2, np.inf], [1, 2, 3], "sigmas contains infinity"),
+        ([1, 2, 3], [1, 0, 2], "'kl' of a power law"),
+        ([1, -2, 3], [1, 2, 3], "'sigmas' of a power law"),
+        ([[1], [2], [3]], [1, 2, 3], "'sigmas' of a power law"),
+        ([1, 2], [1, 2], "three different scales"),
+        ([1, 2, 2, 2], [1, 2, 3, 4], "three different scales"),
+        (["a", "b", "c"], [1, 2, 3], "could not convert"),
+    ],
+)
+def test_a_curve_without_a_power_law_is_refused(sigmas, kl, message):
+    with pytest.raises(ValueError, match=message):
+        PowerLaw.of_curve(sigmas, kl)
+
+
+def test_a_curve_of_any_kind_of_array_has_its_power_law():
+    sigmas = np.array([4.0, 2.0, 1.0, 0.5])
+    sigmas.flags.writeable = False
+    kl = (8 / sigmas).astype(np.uint8)
+    of_arrays = PowerLaw.of_curve(sigmas, kl)
+    assert of_arrays.exponent == pytest.approx(1)
+    of_series = PowerLaw.of_curve(pd.Series(sigmas), pd.Series(kl))
+    assert of_series.exponent == of_arrays.exponent
+    restored = pickle.loads(pickle.dumps(of_arrays))
+    assert restored.exponent == of_arrays.exponent
 
 
 @pytest.mark.parametrize("params", [{"min_kl": 0}, {"max_active": 1.5}])

@@ -1,7 +1,7 @@
 """How the KL divergence falls with sigma, and how far down it follows a power law.
 
 Each model is fitted afresh at each scale. The range of a law is decided before it is
-fitted: the KL is at least five nats, and less than 80 % of the components are in use.
+fitted: the KL is at least five nats, and at most 80 % of the components are in use.
 Beside the models stands the linear one in closed form, half the sum of
 log(eigenvalue / sigma ** 2) over eigenvalues above sigma ** 2, whose local exponent is
 the number of those divided by the KL.
@@ -120,7 +120,7 @@ def curve_of(found, curve, seed=0, epochs=EPOCHS):
 def law_of(curve, sigmas, kl, _, n_active):
     """The law within the range that was decided before, or None."""
     k = CURVES[curve]["n_components"]
-    used = (kl >= MIN_KL) & (n_active < MAX_ACTIVE * k)
+    used = (kl >= MIN_KL) & (n_active <= MAX_ACTIVE * k)
     return PowerLaw.of_curve(sigmas[used], kl[used]) if used.sum() > 2 else None
 
 
@@ -247,7 +247,7 @@ def draw(found, eigenvalues, path):
         if fits.shape[1] < 2:
             continue
         sigmas, kl, _, n_active = fits
-        out = n_active >= MAX_ACTIVE * CURVES[curve]["n_components"]
+        out = n_active > MAX_ACTIVE * CURVES[curve]["n_components"]
         local = local_exponent(fits)
         for axes, y in ((ax, kl), (slopes, local)):
             axes.plot(sigmas, y, f"C{i}-", lw=1, label=curve)

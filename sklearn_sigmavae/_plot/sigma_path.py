@@ -9,7 +9,8 @@ from scipy.stats import sem
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 from sklearn.utils._param_validation import StrOptions
 
-from .._selection.path import PowerLaw, sigma_path
+from .._selection.path import sigma_path
+from .._selection.power_law import PowerLaw
 from .._validation import check_params
 from . import _common
 
@@ -118,7 +119,7 @@ class SigmaPathDisplay:
             display.linear_distortion = path.total_variance - explained
         # The picture has all scales, and the law where it was fitted.
         with suppress(ValueError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.filterwarnings("ignore", "Scales from .* are not fitted")
             display.power_law = path.power_law()
         return display.plot(ax, kind=kind, **kwargs)
 

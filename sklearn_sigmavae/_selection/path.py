@@ -6,12 +6,10 @@ from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from joblib import effective_n_jobs
-from scipy.stats import linregress
 from sklearn.base import clone
 from sklearn.model_selection import check_cv
 from sklearn.utils import _safe_indexing, check_array, check_random_state, indexable
@@ -36,94 +34,9 @@ from .._validation import (
 )
 from ..noise import resolve_power
 from .jobs import run_jobs
+from .power_law import PowerLaw
 
 _SHARE = Interval(Real, 0, 1, closed="right")
-
-
-class PowerLaw(NamedTuple):
-    """A fit of KL = prefactor * sigma ** -exponent, from :meth:`SigmaPath.power_law`.
-
-    The KL of learned models is reported to follow such a law [1]_.
-
-    Parameters
-    ----------
-    exponent : float
-        The exponent ν.
-    prefactor : float
-        KL in nats per row at sigma = 1, in the units of the data.
-    exponent_error : float
-        Standard error of the exponent.
-    log_prefactor_error : float
-        Standard error of the natural logarithm of the prefactor.
-    r2 : float
-        Fraction of the variance of log KL that the law explains.
-    sigmas : ndarray of shape (n_used,)
-        Scales that were used, in the units of the data, in decreasing order.
-    curvature : float, default=nan
-        Coefficient of the square of log sigma where log KL is fitted by a parabola;
-        zero for a power law. It takes four scales.
-    curvature_error : float, default=nan
-        Its standard error.
-
-    See Also
-    --------
-    SigmaPath : The path that it is fitted to.
-
-    References
-    ----------
-    .. [1] S. Saremi, "Learning and Inference in Imaginary Noise Models",
-       arXiv:2005.09047, 2020.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_sigmavae import PowerLaw
-    >>> law = PowerLaw(1.0, 3.0, 0.0, 0.0, 1.0, np.array([1.0, 0.5, 0.25]))
-    >>> law.prefactor * law.sigmas**-law.exponent  # nats at each scale
-    array([ 3.,  6., 12.])
-    """
-
-    exponent: float
-    prefactor: float
-    exponent_error: float
-    log_prefactor_error: float
-    r2: float
-    sigmas: np.ndarray
-    curvature: float = math.nan
-    curvature_error: float = math.nan
-
-    @classmethod
-    def of_curve(cls, sigmas, kl):
-        """Fit the law to scales and KL, by least squares in the logarithms.
-
-        Parameters
-        ----------
-        sigmas : array-like of shape (n_sigmas,)
-            At least three scales of the noise.
-        kl : array-like of shape (n_sigmas,)
-            KL at each, in nats per row.
-
-        Returns
-        -------
-        law : PowerLaw
-            The fitted law.
-
-        Examples
-        --------
-        >>> from sklearn_sigmavae import PowerLaw
-        >>> law = PowerLaw.of_curve([1.0, 0.5, 0.25], [3.0, 6.0, 12.0])
-        >>> round(law.exponent, 6), round(law.prefactor, 6)
-        (1.0, 3.0)
-        """
-        sigmas = np.asarray(sigmas, dtype=float)
-        x, y = np.log(sigmas), np.log(np.asarray(kl, dtype=float))
-        line = linregress(x, y)
-        law = -line.slope, np.exp(line.intercept), line.stderr, line.intercept_stderr
-        curvature = math.nan, math.nan
-        if len(x) > 3:
-            coefficients, covariance = np.polyfit(x - x.mean(), y, 2, cov=True)
-            curvature = float(coefficients[0]), float(np.sqrt(covariance[0, 0]))
-        return cls(*map(float, law), float(line.rvalue**2), sigmas, *curvature)
 
 
 @dataclass
