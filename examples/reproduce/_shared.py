@@ -1,7 +1,6 @@
 """What the experiments share: MNIST, the command line, tables."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -60,8 +59,3 @@ def write_table(path, header, rows):
     text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
     path.write_text(text)
     print(f"\n{text}", flush=True)
-
-
-def write_numbers(path, numbers):
-    """Write numbers for other programs."""
-    path.write_text(json.dumps(numbers, indent=1) + "\n")

@@ -6,20 +6,19 @@ for one noise level. Errors are per pixel, with the standard error over images; 
 accuracy is that of a classifier trained on codes of clean images.
 """
 
-import time
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from _shared import (
     HIDDEN,
     N_COMPONENTS,
+    N_JOBS,
     fit_wiener,
     mnist,
     parse_args,
-    write_numbers,
     write_table,
 )
+from joblib import Memory, Parallel, delayed
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -29,16 +28,20 @@ from torch import nn
 from sklearn_sigmavae import SigmaVAE
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
-SIGMAS = (0.15, 0.3, 0.6, 1.0)
 # The one of them that is drawn, and that codes what is no code.
-MAIN = 0.3
-N_STEPS = 60
+MAIN = "σ = 0.3"
+MODELS = {f"σ = {sigma}": {"sigma": sigma} for sigma in (0.15, 0.3, 0.6, 1.0)}
+MODELS[f"{MAIN}, mixture prior"] = {"sigma": 0.3, "prior": "mixture"}
+QUICK = (MAIN, "σ = 0.6")
+VANILLA = {"noise": "bernoulli", "linear_path": False, "init": "random"}
+# What is done for the codes alone.
+CODES_ONLY = ("coded again", "noise of σ")
+N_STEPS, N_SHIFTED = 60, 2000
 
 
-def fit_vae(X, max_iter, **params):
+def fit_vae(X, max_iter, params):
     """A model of clean images."""
-    start = time.perf_counter()
-    vae = SigmaVAE(
+    return SigmaVAE(
         N_COMPONENTS,
         hidden_layer_sizes=HIDDEN,
         max_iter=max_iter,
@@ -46,11 +49,9 @@ def fit_vae(X, max_iter, **params):
         random_state=0,
         **params,
     ).fit(X)
-    print(f"{params}: {time.perf_counter() - start:.0f} s", flush=True)
-    return vae
 
 
-def fit_denoiser(X, level, max_iter):
+def fit_denoiser(X, max_iter, level):
     """A network of the same widths, trained to undo noise of one level."""
     torch.manual_seed(0)
     d = X.shape[1]
@@ -61,7 +62,7 @@ def fit_denoiser(X, level, max_iter):
         nn.SiLU(),
         nn.Linear(HIDDEN[1], d),
     )
-    x = torch.from_numpy(X)
+    x = torch.tensor(X)
     batch_size = 128
     n_steps = max_iter * -(-len(x) // batch_size)
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
@@ -75,12 +76,16 @@ def fit_denoiser(X, level, max_iter):
             loss.backward()
             optimizer.step()
             schedule.step()
+    return network
 
-    def denoise(Y):
-        with torch.no_grad():
-            return network(torch.from_numpy(Y)).numpy()
 
-    return denoise
+def fit_all(X, max_iter, models, levels, cache):
+    """The models, the vanilla one and a denoiser of each level, by name."""
+    fit, train = cache(fit_vae), cache(fit_denoiser)
+    models = {**models, "vanilla VAE": VANILLA}
+    jobs = {name: delayed(fit)(X, max_iter, params) for name, params in models.items()}
+    jobs |= {level: delayed(train)(X, max_iter, level) for level in levels if level}
+    return dict(zip(jobs, Parallel(N_JOBS)(jobs.values()), strict=True))
 
 
 class Vanilla:
@@ -92,7 +97,7 @@ class Vanilla:
     def transform(self, Y):
         """Codes by the encoder."""
         with torch.no_grad():
-            return self.vae.module_.encode(torch.from_numpy(Y)).mean.numpy()
+            return self.vae.module_.encode(torch.tensor(Y)).mean.numpy()
 
     def inverse_transform(self, Z):
         """Images."""
@@ -113,54 +118,68 @@ def gaussian_kl(mean, std, other_mean, other_std):
 
 
 class Experiment:
-    """Models, fitted once, and what they make of each level of noise."""
+    """What the models make of each level of noise."""
 
-    def __init__(self, X, y, max_iter):
-        self.max_iter, self.X = max_iter, X
-        self.vaes = {sigma: fit_vae(X, max_iter, sigma=sigma) for sigma in SIGMAS}
-        self.vanilla = Vanilla(
-            fit_vae(X, max_iter, noise="bernoulli", linear_path=False, init="random")
-        )
-        self.pca = PCA(N_COMPONENTS, random_state=0).fit(X)
-        self.wiener = fit_wiener(X)
+    def __init__(self, X, y, fitted, names):
+        self.fitted, self.names, self.wiener = fitted, names, fit_wiener(X)
+        self.coders = {name: fitted[name] for name in names}
+        self.coders["vanilla VAE"] = Vanilla(fitted["vanilla VAE"])
+        self.coders["PCA"] = PCA(N_COMPONENTS, random_state=0).fit(X)
         self.classifiers = {
-            name: classifier(model.transform(X), y)
-            for name, model in (
-                *self.vaes.items(),
-                ("vanilla", self.vanilla),
-                ("pca", self.pca),
-            )
+            name: classifier(coder.transform(X), y)
+            for name, coder in self.coders.items()
         }
 
-    def restore(self, Y, level):
-        """Name, classifier, codes and images of each method."""
-        main = self.vaes[MAIN]
-        for sigma, vae in self.vaes.items():
-            Z = vae.transform(Y)
-            yield f"σ = {sigma}, encoder", sigma, Z, vae.inverse_transform(Z)
+    def codes(self, Y, level):
+        """Name of each way, that of its model, and its codes."""
+        for name in self.names:
+            yield f"{name}, encoder", name, self.coders[name].transform(Y)
         if level:
-            for sigma, vae in self.vaes.items():
+            for name in self.names:
+                vae = self.coders[name]
                 Z, _ = vae.posterior(Y, noise_scale=level, max_iter=N_STEPS)
-                restored = vae.inverse_transform(Z)
-                yield f"σ = {sigma}, refined", sigma, Z, restored
-                # The codes of what was restored, and those that the model would give
-                # if the noise were its own.
-                Z = vae.transform(restored)
-                yield f"σ = {sigma}, coded again", sigma, Z, vae.inverse_transform(Z)
-                Z, _ = vae.posterior(Y, max_iter=N_STEPS)
-                yield f"σ = {sigma}, noise of σ", sigma, Z, vae.inverse_transform(Z)
+                yield f"{name}, refined", name, Z
+                # Codes of what was restored, and those that the model gives if it
+                # takes the noise for its own.
+                Z = vae.transform(vae.inverse_transform(Z))
+                yield f"{name}, coded again", name, Z
+                Z, _ = vae.posterior(Y, refine=True, max_iter=N_STEPS)
+                yield f"{name}, noise of σ", name, Z
         for name, rows in (("", Y), (", clipped", Y.clip(0, 1))):
-            Z = self.vanilla.transform(rows)
-            images = self.vanilla.inverse_transform(Z)
-            yield f"vanilla VAE{name}", "vanilla", Z, images
-        Z = self.pca.transform(Y)
-        yield "PCA", "pca", Z, self.pca.inverse_transform(Z)
+            coder = self.coders["vanilla VAE"]
+            yield f"vanilla VAE{name}", "vanilla VAE", coder.transform(rows)
+        yield "PCA", "PCA", self.coders["PCA"].transform(Y)
+
+    def images(self, Y, level):
+        """Name and images of what gives images and no codes."""
+        yield "Wiener filter", self.wiener(Y, level)
+        with torch.no_grad():
+            yield "denoiser of this level", self.fitted[level](torch.tensor(Y))
+
+    def measure(self, X, Y, y, level):
+        """Errors, accuracies and a few images of each way; shifts of posteriors."""
+        ways = [
+            (name, model, Z, self.coders[model].inverse_transform(Z))
+            for name, model, Z in self.codes(Y, level)
+        ]
         if level:
-            # What gives images and no codes is coded by the encoder.
-            images = self.wiener(Y, level)
-            yield "Wiener filter", MAIN, main.transform(images), images
-            images = fit_denoiser(self.X, level, self.max_iter)(Y)
-            yield "denoiser of this level", MAIN, main.transform(images), images
+            for name, images in self.images(Y, level):
+                images = np.asarray(images)
+                ways.append((name, MAIN, self.coders[MAIN].transform(images), images))
+        found = {}
+        for name, model, Z, images in ways:
+            each = np.square(images - X).mean(axis=1)
+            error = float(each.mean()), float(each.std() / np.sqrt(len(each)))
+            accuracy = self.classifiers[model].score(Z, y)
+            found[name] = {"error": error, "accuracy": accuracy, "images": images[:8]}
+            if name.endswith(CODES_ONLY):
+                del found[name]["error"]
+        rows = slice(N_SHIFTED)
+        for name in self.names if level else ():
+            shifts = shift_of_posteriors(self.coders[name], X[rows], Y[rows], level)
+            for way, shift in zip(("encoder", "refined"), shifts, strict=True):
+                found[f"{name}, {way}"]["shift"] = shift
+        return found
 
 
 def shift_of_posteriors(vae, X, Y, level):
@@ -172,64 +191,64 @@ def shift_of_posteriors(vae, X, Y, level):
     return amortised.mean(), refined.mean()
 
 
+def write_results(path, found, levels, what, show):
+    """Table of one thing that was measured, by way and level."""
+    names = dict.fromkeys(name for level in levels for name in found[level])
+    rows = {
+        name: [found[level].get(name, {}).get(what) for level in levels]
+        for name in names
+    }
+    write_table(
+        path,
+        ["", *(f"noise {level}" for level in levels)],
+        [
+            [name, *("" if v is None else show(v) for v in values)]
+            for name, values in rows.items()
+            if any(v is not None for v in values)
+        ],
+    )
+
+
 def main():
     """Fit all models, restore at each level, write tables and pictures."""
     args = parse_args(__doc__.splitlines()[0])
     X, y, X_test, y_test = mnist(args.quick)
-    experiment = Experiment(X, y, max_iter=3 if args.quick else 15)
+    models, levels, max_iter = MODELS, LEVELS, 15
+    if args.quick:
+        models = {name: MODELS[name] for name in QUICK}
+        levels, max_iter = (0.0, 0.5, 1.0, 1.5), 10
+    # So that a run that was broken off goes on.
+    cache = Memory(args.output / "fits", verbose=0).cache
+    fitted = fit_all(X, max_iter, models, levels, cache)
+    experiment = Experiment(X, y, fitted, list(models))
     noise = np.random.RandomState(0).standard_normal(X_test.shape).astype(np.float32)
-    errors, accuracies, shifts, pictures = {}, {}, {}, {}
-    for level in LEVELS:
-        Y = X_test + level * noise
-        for name, coder, Z, images in experiment.restore(Y, level):
-            each = np.square(images - X_test).mean(axis=1)
-            error = float(each.mean()), float(each.std() / np.sqrt(len(each)))
-            errors.setdefault(name, {})[level] = error
-            accuracy = experiment.classifiers[coder].score(Z, y_test)
-            accuracies.setdefault(name, {})[level] = accuracy
-            pictures.setdefault(name, {})[level] = images[:8]
-            print(f"{level} {name}: {error[0]:.4f}, {accuracy:.3f}", flush=True)
-        pictures.setdefault("noisy", {})[level] = Y[:8]
-        if level:
-            rows = slice(2000)
-            shifts[level] = {
-                sigma: shift_of_posteriors(vae, X_test[rows], Y[rows], level)
-                for sigma, vae in experiment.vaes.items()
-            }
-    header = ["", *(f"noise {level}" for level in LEVELS)]
-    write_table(
-        args.output / "errors.md",
-        header,
-        [
-            [
-                name,
-                *(
-                    f"{of[s][0]:.4f} ± {of[s][1]:.4f}" if s in of else ""
-                    for s in LEVELS
-                ),
-            ]
-            for name, of in errors.items()
-        ],
+    measured = Parallel(N_JOBS)(
+        delayed(experiment.measure)(X_test, X_test + level * noise, y_test, level)
+        for level in levels
     )
-    write_table(
-        args.output / "accuracies.md",
-        header,
-        [
-            [name, *(f"{of[s]:.3f}" if s in of else "" for s in LEVELS)]
-            for name, of in accuracies.items()
-        ],
-    )
-    write_table(
-        args.output / "posteriors.md",
-        ["", *header[2:]],
-        [
-            [f"σ = {sigma}, {way}", *(f"{shifts[s][sigma][i]:.3g}" for s in LEVELS[1:])]
-            for sigma in SIGMAS
-            for i, way in enumerate(("encoder", "refined"))
-        ],
-    )
-    numbers = {name: {str(s): e for s, e in of.items()} for name, of in errors.items()}
-    write_numbers(args.output / "errors.json", numbers)
+    found = dict(zip(levels, measured, strict=True))
+
+    def write(name, what, show, levels=levels):
+        write_results(args.output / name, found, levels, what, show)
+
+    write("errors.md", "error", lambda error: "{:.4f} ± {:.4f}".format(*error))
+    write("accuracies.md", "accuracy", "{:.3f}".format)
+    write("posteriors.md", "shift", "{:.3g}".format, levels[1:])
+    errors = {
+        name: {
+            level: found[level][name]["error"]
+            for level in levels
+            if name in found[level]
+        }
+        for name in found[levels[-1]]
+        if not name.endswith(CODES_ONLY)
+    }
+    shown = (0.5, 1.0, 1.5)
+    pictures = {
+        name: {level: found[level][name]["images"] for level in shown}
+        for name in found[1.0]
+    }
+    pictures["noisy"] = {level: (X_test + level * noise)[:8] for level in shown}
     draw_pictures(args.output / "noisy_data.png", X_test[:8], pictures)
     draw_errors(args.output / "errors.png", errors)
 
@@ -239,10 +258,10 @@ def draw_pictures(path, clean, pictures):
     levels = (0.5, 1.0, 1.5)
     names = (
         "noisy",
-        f"σ = {MAIN}, refined",
+        f"{MAIN}, refined",
         "denoiser of this level",
         "Wiener filter",
-        f"σ = {MAIN}, encoder",
+        f"{MAIN}, encoder",
         "vanilla VAE",
     )
     figure, axes = plt.subplots(
@@ -265,9 +284,9 @@ def draw_errors(path, errors):
     """Errors by noise level."""
     figure, ax = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
     styles = {
-        f"σ = {MAIN}, refined": "C0o-",
-        f"σ = {MAIN}, encoder": "C0o:",
-        "σ = 1.0, encoder": "C4s:",
+        f"{MAIN}, refined": "C0o-",
+        f"{MAIN}, encoder": "C0o:",
+        "σ = 0.6, encoder": "C4s:",
         "denoiser of this level": "C2^-",
         "Wiener filter": "C1v-",
         "PCA": "C7.--",
