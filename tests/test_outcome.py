@@ -64,6 +64,19 @@ def test_a_gain_is_among_the_attributes_and_marked_in_the_history():
     assert vae.history_[:, "improved"] == (losses < best[:-1]).tolist()
 
 
+def test_a_model_that_has_learnt_nothing_is_reported():
+    slow = {"max_iter": 100, "learning_rate": 2e-2, "early_stopping": False}
+    collapsed = small_vae(sigma=30.0, init="random", **slow)
+    nothing = "No component is in use: all rows have the same code"
+    assert mentions(nothing, collapsed.fit, X)
+    assert collapsed.n_active_components_ == 0
+    assert np.ptp(collapsed.inverse_transform(collapsed.transform(X)), axis=0).max() < 1
+    assert not mentions(nothing, small_vae(init="random", max_iter=20).fit, X)
+    # A start at PCA knows before.
+    texts = warnings_of(small_vae(sigma=30.0).fit, X)
+    assert sum("No component is in use" in text for text in texts) == 1
+
+
 @pytest.mark.parametrize(
     ("params", "best_epoch"),
     [

@@ -56,7 +56,12 @@ def conclude(net, start, schedule):
     if criterion.learns_scale or criterion.follows:
         # As a file would have it, to the last digit.
         scale = vae.units.common_scale(sigma)
-    remarks = _remarks(net, start, schedule, end_loss, float(np.median(residuals)))
+    remarks = list(
+        _remarks(net, start, schedule, end_loss, float(np.median(residuals)))
+    )
+    # A start at PCA has warned of a sigma that hides all of the data.
+    if not n_active and schedule.epochs and start.axes is None:
+        remarks.append(_NOTHING_LEARNT)
     return FittedModel(
         module=vae,
         noise=criterion.noise,
@@ -114,6 +119,14 @@ class Remark(NamedTuple):
     category: type
     text: str
     of_sigma: bool = False
+
+
+_NOTHING_LEARNT = Remark(
+    UserWarning,
+    "No component is in use: all rows have the same code, and are decoded to the same "
+    "row. Lower sigma or beta, or start at PCA (init='pca', with linear_path=True).",
+    of_sigma=True,
+)
 
 
 def _remarks(net, start, schedule, end_loss, residual):
