@@ -250,15 +250,17 @@ def draw(found, eigenvalues, path):
     ax.plot(fine, kl, "k--", lw=1, label="linear model, closed form")
     slopes.plot(fine, exponent, "k--", lw=1)
     law = None
-    for i, curve in enumerate(DRAWN):
-        fits = curve_of(found, curve)
+    shown = [(curve, EPOCHS) for curve in DRAWN] + [(MAIN, LONG)]
+    for i, (curve, epochs) in enumerate(shown):
+        fits = curve_of(found, curve, epochs=epochs)
         if fits.shape[1] < 2:
             continue
         sigmas, kl, _, n_active = fits
         out = n_active > MAX_ACTIVE * CURVES[curve]["n_components"]
         local = local_exponent(fits)
         for axes, y in ((ax, kl), (slopes, local)):
-            axes.plot(sigmas, y, f"C{i}-", lw=1, label=curve)
+            label = curve if epochs == EPOCHS else f"{curve}, {epochs} epochs"
+            axes.plot(sigmas, y, f"C{i}-", lw=1, label=label)
             axes.plot(sigmas[~out], y[~out], f"C{i}o")
             axes.plot(sigmas[out], y[out], f"C{i}o", mfc="white")
         law = law_of(curve, *fits) or law
