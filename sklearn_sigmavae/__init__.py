@@ -12,6 +12,7 @@ from ._sigma_vae import SigmaVAE
 from ._version import __version__
 from .imputation import SigmaVAEImputer
 from .noise import BernoulliNoise, GeneralizedNormalNoise, NoiseModel, equivalent_beta
+from .outliers import SigmaVAEOutlierDetector
 from .priors import MixturePrior, NormalPrior, Prior
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "SigmaPathDisplay",
     "SigmaVAE",
     "SigmaVAEImputer",
+    "SigmaVAEOutlierDetector",
     "__version__",
     "equivalent_beta",
     "sigma_path",

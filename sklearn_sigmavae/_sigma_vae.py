@@ -910,6 +910,54 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         scores = self._infer(bound, X)
         return scores.astype(np.float64) - self.module_.units.log_volume
 
+    @check_params({"X": "no_validation", "refine": ["boolean"]})
+    def score_features(self, X, *, refine=True):
+        """Expected log-density of each entry: what makes a row likely or not.
+
+        Summed over a row, and less the KL divergence of its posterior, they are its
+        :meth:`score_samples`.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features), or images
+            Clean data, NaN where an entry is missing.
+        refine : bool, default=True
+            Whether to improve the means of the encoder's posteriors, as in
+            :meth:`score_samples`. Without it the divergence is that of
+            :meth:`kl_divergence`.
+
+        Returns
+        -------
+        score : ndarray of the shape of `X`, float64
+            In nats; zero where an entry is missing.
+
+        Raises
+        ------
+        NotFittedError, ValueError, TypeError
+            If the estimator is not fitted, or `X` or `refine` is not valid.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn_sigmavae import SigmaVAE
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = SigmaVAE(2, sigma=0.3, max_iter=2, random_state=0).fit(X)
+        >>> X[7, 1] += 5  # a sepal that is too wide
+        >>> int(vae.score_features(X)[7].argmin())
+        1
+        """
+        X = self._check_clean(X)
+        model, units = self._model, self.module_.units
+        bound = RowBound(
+            *(model.noise, model.scale, self._n_features_out, None),
+            beta=model.beta if refine else None,
+        )
+        scores = infer(self.module_, bound.of_features, X)
+        scores = scores.astype(np.float64) - np.where(
+            np.isnan(X), 0, np.log(units.scale)
+        )
+        return self.module_.layout.to_samples(scores)
+
     def score(self, X, y=None):
         """Mean of :meth:`score_samples`.
 
@@ -1218,10 +1266,14 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             setattr(self, f"{name}_", getattr(model, name))
 
     def _infer(self, function, X):
+        return infer(self.module_, function, self._check_clean(X))
+
+    def _check_clean(self, X):
+        """Rows for what runs block by block, and sees there whether all are finite."""
         check_is_fitted(self)
         X = check_rows(self, X, self.module_.layout, ensure_all_finite=False)
         check_support(self.noise_, X)
-        return infer(self.module_, function, X)
+        return X
 
     def _decode(self, Z, noise_from=None):
         units = self.module_.units

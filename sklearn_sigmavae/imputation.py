@@ -3,13 +3,10 @@
 from numbers import Real
 
 import numpy as np
-from sklearn import config_context
-from sklearn.base import _fit_context, clone
-from sklearn.feature_selection import SelectorMixin
+from sklearn.base import _fit_context
 from sklearn.impute._base import _BaseImputer
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_random_state, get_tags
+from sklearn.pipeline import Pipeline
+from sklearn.utils import check_random_state
 from sklearn.utils._mask import _get_mask
 from sklearn.utils._missing import is_scalar_nan
 from sklearn.utils.validation import (
@@ -20,6 +17,7 @@ from sklearn.utils.validation import (
 
 from ._sigma_vae import SigmaVAE
 from ._validation import as_samples
+from ._wrapped import arrays_inside, model_of, through_pipeline, unchanged_on_failure
 
 __all__ = ["SigmaVAEImputer"]
 
@@ -164,13 +162,8 @@ class SigmaVAEImputer(_BaseImputer):
         >>> SigmaVAEImputer(vae, random_state=0).fit(X).n_features_in_
         2
         """
-        before = vars(self).copy()
-        try:
+        with unchanged_on_failure(self):
             return self._fit(X)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
 
     def transform(self, X):
         """Fill the gaps of rows.
@@ -268,19 +261,13 @@ class SigmaVAEImputer(_BaseImputer):
     _doc_link_template = SigmaVAE._doc_link_template
 
     def _fit(self, X):
-        estimator = self.estimator
-        if estimator is None:
-            estimator = make_pipeline(StandardScaler(), SigmaVAE(sigma="auto"))
-        estimator = clone(estimator)
-        vae = _find_vae(estimator)
-        if vae.random_state is None:
-            vae.set_params(random_state=self.random_state)
+        estimator = model_of(self, restores=True)
         X, missing = self._check(X, ensure_min_samples=2)
         self._has_entries = ~missing.all(axis=0)
         if not self._has_entries.any():
             raise ValueError("X has no entry to learn from: all are missing.")
         self._fit_indicator(missing)
-        with _arrays_inside():
+        with arrays_inside():
             self.estimator_ = estimator.fit(X[:, self._has_entries])
         return self
 
@@ -308,57 +295,5 @@ class SigmaVAEImputer(_BaseImputer):
                 return vae._draw(rows, random_state)
             return vae._expect(rows)
 
-        with _arrays_inside():
+        with arrays_inside():
             return through_pipeline(self.estimator_, rows, restore)
-
-
-def through_pipeline(estimator, X, restore):
-    """What ``restore(last_step, X)`` returns, in the units of what a pipeline gets.
-
-    An estimator that is no pipeline counts as the last step of one.
-    """
-    if not isinstance(estimator, Pipeline):
-        return restore(estimator, X)
-    steps, last = estimator[:-1], estimator[-1]
-    if not len(steps):
-        return through_pipeline(last, X, restore)
-    if not hasattr(steps, "inverse_transform"):
-        raise TypeError(
-            "The steps of a pipeline before the last must have inverse_transform, "
-            f"which brings rows back to the units of X. Got {estimator!r}."
-        )
-    restored = through_pipeline(last, steps.transform(X), restore)
-    return steps.inverse_transform(restored)
-
-
-def _arrays_inside():
-    # The output that a caller's configuration asks for is that of the imputer. Its
-    # steps must see the same in fit and transform, whatever that is.
-    return config_context(transform_output="default")
-
-
-def _find_vae(estimator):
-    """The SigmaVAE, or the last step of a pipeline; ``TypeError`` if it is another."""
-    while isinstance(estimator, Pipeline):
-        *steps, (_, estimator) = estimator.steps
-        for name, step in steps:
-            if step in (None, "passthrough"):
-                continue
-            if not hasattr(step, "inverse_transform"):
-                lacks = "has no inverse_transform"
-            elif not get_tags(step).input_tags.allow_nan:
-                lacks = "takes no NaN"
-            elif isinstance(step, SelectorMixin):
-                lacks = "drops columns, which would come back as zeros"
-            else:
-                continue
-            raise TypeError(
-                "The steps before the SigmaVAE must keep the columns, let NaN pass and "
-                f"have inverse_transform, as StandardScaler does. {name!r} {lacks}."
-            )
-    if not isinstance(estimator, SigmaVAE):
-        raise TypeError(
-            "The 'estimator' parameter of SigmaVAEImputer must be a SigmaVAE or a "
-            f"pipeline that ends in one. Its last step is {type(estimator).__name__}."
-        )
-    return estimator

@@ -23,7 +23,7 @@ from ._validation import (
     check_params,
     check_scales,
 )
-from .imputation import through_pipeline
+from ._wrapped import through_pipeline
 from .noise import ANY_NOISE, NoiseModel, resolve_noise
 
 __all__ = [

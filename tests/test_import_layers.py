@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "sklearn_sigmavae"
 
 # None imports what stands above it.
 LAYERS = [
-    {"_selection", "_plot", "imputation", "metrics"},
+    {"_selection", "_plot", "imputation", "metrics", "outliers"},
+    {"_wrapped"},
     {"_sigma_vae"},
     {"_training"},
     {"_denoise", "_files", "_importance"},

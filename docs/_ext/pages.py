@@ -18,6 +18,7 @@ EXAMPLES = [
     "plot_choose_sigma.py",
     "plot_denoise.py",
     "plot_missing_values.py",
+    "plot_outliers.py",
     "plot_anomalies.py",
     "plot_pipeline.py",
     "plot_images.py",

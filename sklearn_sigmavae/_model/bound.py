@@ -7,7 +7,7 @@ import torch
 
 from .blocks import in_parts
 from .elbo import elbo_terms, energy_outside
-from .gaps import energy_of_rows, log_likelihood_of_rows
+from .gaps import energy_of_rows, log_likelihood_of_rows, unpack
 from .points import importance_points, quadrature, weighted_mean
 from .vae import Posterior
 
@@ -65,6 +65,30 @@ class RowBound:
             return importance_weighted_bound(vae, self.noise, x, *arguments)
 
         return in_parts(weighted, vae, len(samples), x, *posterior)
+
+    def of_features(self, vae, x):
+        """Expected log-density (n, n_features) of each feature that is known, in nats.
+
+        Summed, and less the KL divergence, they are the bounds of rows.
+        """
+        inside = vae.units.rotate(x)
+        encoded = posterior = vae.encode(inside)
+        if self.beta is not None:
+            posterior, _ = self._refine(vae, inside, encoded)
+
+        def of_part(x, sign, *posterior):
+            z = Posterior(*posterior).points(self.points.to(x) * sign)
+            location = vae.units.rotate_back(vae.decode(z))
+            x, known, _ = unpack(x, location.shape[-1])
+            # The last dimension is the one that noise models sum over.
+            each = x.unsqueeze(-1), location.unsqueeze(-1)
+            log_prob = self.noise.log_prob(*each, self.scale)
+            expected = weighted_mean(log_prob.movedim(0, -1), self.weights)
+            return expected if known is None else expected * known
+
+        return in_parts(
+            of_part, vae, len(self.points), x, encoded.reflection, *posterior
+        )
 
     def _refine(self, vae, x, encoded):
         """Posteriors, refined where that raises their ELBO, and their ELBO (n,).
