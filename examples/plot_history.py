@@ -75,8 +75,9 @@ watched.fit(X_train, X_val=X_val)
 #
 # ``history_`` is a list of dictionaries with skorch's slicing: rows first, then the
 # names of columns. ``train_loss`` and ``valid_loss`` are minus the bound, in nats per
-# row. ``train_loss`` is the mean over an epoch in which the weights change, with a draw
-# for each row; ``valid_loss`` belongs to the weights at the end of the epoch. ``score``
+# row, and ``valid_reconstruction`` and ``valid_kl`` the two terms of the second.
+# ``train_loss`` is the mean over an epoch in which the weights change, with a draw for
+# each row; ``valid_loss`` belongs to the weights at the end of the epoch. ``score``
 # takes more draws, and improves the posteriors, so it is about 0.2 nats higher here.
 # ``dur`` is the time of the epoch, in seconds, from skorch's ``EpochTimer``, which is
 # always there.
@@ -84,14 +85,12 @@ watched.fit(X_train, X_val=X_val)
 # While it trains, ``verbose=1`` shows a bar with the last of these bounds. skorch's
 # ``PrintLog`` stays silent here.
 
-columns = ["epoch", "train_loss", "valid_loss", "n_active", "dur"]
-print("".join(f"{name:>12}" for name in columns))
-for epoch, train_loss, valid_loss, n_active, duration in watched.history_[
-    9::10, columns
-]:
-    print(
-        f"{epoch:>12}{train_loss:>12.2f}{valid_loss:>12.2f}{n_active:>12}{duration:>12.3f}"
-    )
+columns = ["epoch", "train_loss", "valid_loss", "valid_reconstruction", "valid_kl"]
+columns += ["n_active", "dur"]
+print("  ".join(columns))
+for row in watched.history_[9::10, columns]:
+    pairs = zip(columns, row, strict=True)
+    print("  ".join(f"{value:>{len(name)}.4g}" for name, value in pairs))
 
 # %%
 # The picture: at first the nonlinear networks add to PCA, then they need fewer

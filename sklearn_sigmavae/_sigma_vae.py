@@ -220,9 +220,11 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     history_ : skorch.history.History
         Training history: a row for each epoch, with ``train_loss`` and, if rows were
         held out, ``valid_loss``, minus the bound (its KL term weighted by ``beta``) in
-        nats per row. :meth:`score` improves the posteriors first and takes more points,
-        so it is higher. With ``early_stopping``, ``improved`` marks the epochs
-        that are better than all before, the start included. With ``sigma="auto"``,
+        nats per row, and its terms, ``train_reconstruction``, minus the expected
+        log-likelihood, and ``train_kl``, so for held-out rows, too. :meth:`score`
+        improves the posteriors first and takes more points, so it is higher. With
+        ``early_stopping``, ``improved`` marks the epochs that are better than all
+        before, the start included. With ``sigma="auto"``,
         ``sigma`` is the best scale for the held-out rows, and ``valid_loss`` is at it.
     n_iter_ : int
         Number of epochs run.

@@ -219,7 +219,7 @@ def test_callbacks_that_see_batches_change_nothing(noise):
     callbacks = [EpochRecorder(), EpochScoring("neg_mean_squared_error")]
     watched = auto_vae(callbacks=callbacks, noise=noise).fit(X)
     alone = auto_vae(noise=noise).fit(X)
-    for name in ("train_loss", "valid_loss", "sigma"):
+    for name in ("train_loss", "valid_loss", "train_kl", "valid_kl", "sigma"):
         found = [vae.history_[:, name] for vae in (watched, alone)]
         np.testing.assert_allclose(*found, rtol=1e-4)
     assert watched.sigma_ == pytest.approx(alone.sigma_)

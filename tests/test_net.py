@@ -88,6 +88,44 @@ def test_losses_are_minus_the_bound_in_the_units_of_the_data(
     )
 
 
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"beta": 3.0},
+        {"sigma": "mle"},
+        {"sigma": "auto"},
+        {"noise": "laplace"},
+        {"sigma_annealing": 1.0, "prior": "mixture"},
+        {"callbacks": [EpochScoring("neg_mean_squared_error")]},
+    ],
+    ids=str,
+)
+def test_the_history_has_the_terms_of_the_losses(params):
+    held_out = low_rank_rows(20, seed=1)
+    vae = small_vae(**{"beta": 1.0, "max_iter": 5, **params}).fit(X, X_val=held_out)
+    rows = vae.history_[:, ("valid_loss", "valid_reconstruction", "valid_kl")]
+    loss, reconstruction, kl = np.transpose(rows)
+    np.testing.assert_allclose(loss, reconstruction + vae.beta * kl, rtol=1e-9)
+    # Annealed noise, higher than that of the model, is more weight to the divergence.
+    rows = vae.history_[:, ("train_loss", "train_reconstruction", "train_kl")]
+    loss, reconstruction, kl = np.transpose(rows)
+    excess = (loss - reconstruction) / (vae.beta * kl)
+    assert (excess > 1 - 1e-9).all()
+    assert excess[-1] == pytest.approx(1.0)
+
+
+def test_the_divergence_of_held_out_rows_is_that_of_the_model():
+    # Within the range of the training rows, beyond which fitted models are linear.
+    held_out = 0.9 * X[:20] + 0.1 * X.mean(axis=0)
+    vae = small_vae(early_stopping=False, max_iter=5).fit(X, X_val=held_out)
+    kl = vae.kl_divergence(held_out).sum(axis=1).mean()
+    assert vae.history_[-1, "valid_kl"] == pytest.approx(kl, rel=1e-5)
+    # At a vanishing rate that of the training rows, too.
+    vae = small_vae(early_stopping=False, max_iter=1, learning_rate=1e-12).fit(X)
+    kl = vae.kl_divergence(X).sum(axis=1).mean()
+    assert vae.history_[-1, "train_kl"] == pytest.approx(kl, rel=1e-5)
+
+
 def test_the_loss_weighs_the_divergence_by_beta():
     # At a vanishing rate the loss is that of the start.
     vae = small_vae(learning_rate=1e-12, early_stopping=False, batch_size=60)
@@ -162,8 +200,8 @@ def test_batch_callbacks_see_each_batch_and_change_nothing(cls, params):
     vae = clone(plain).set_params(callbacks=[cls()]).fit(rows, X_val=held_out)
     assert same_weights(weights(vae), weights(plain))
     np.testing.assert_allclose(
-        vae.history_[:, ("train_loss", "valid_loss")],
-        plain.history_[:, ("train_loss", "valid_loss")],
+        vae.history_[:, ("train_loss", "valid_loss", "train_kl", "valid_kl")],
+        plain.history_[:, ("train_loss", "valid_loss", "train_kl", "valid_kl")],
         rtol=1e-6,
     )
     sizes = [BATCH_SIZE] * (N_TRAIN // BATCH_SIZE) + [N_TRAIN % BATCH_SIZE]

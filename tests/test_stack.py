@@ -115,7 +115,8 @@ def assert_same_fit(a, b, rtol=1e-4, atol=1e-5):
         # Which loss is the best so far, skorch tells for one model only.
         assert row.keys() == {name for name in other if not name.endswith("_best")}
         assert row["epoch"] == other["epoch"]
-    for name in ("train_loss", "valid_loss"):
+    names = ("loss", "kl", "reconstruction")
+    for name in [f"{part}_{name}" for part in ("train", "valid") for name in names]:
         np.testing.assert_allclose(
             losses(a, name), losses(b, name), rtol=rtol, atol=10 * atol
         )

@@ -116,7 +116,8 @@ class NegativeELBO(nn.Module):
         self.first_factor, self.kl_factor = first_factor, 1.0
         self.min_scale = min_scale
         self.falling = falling
-        self.power = self.outside = None
+        # What an epoch collects.
+        self.power = self.outside = self.kl = None
         self.has_outside = False
 
     @property
@@ -164,6 +165,8 @@ class NegativeELBO(nn.Module):
         if self.training:
             weight = weight * self.kl_factor
         kl = vae.prior.doubled_kl(posterior, z)
+        if self.kl is not None:
+            self.kl.add_(kl.detach())
         loss = _add_weighted(energy, kl, weight) * (1 / n_draws)
         if self.follows and self.training:
             # That of the noise, which grows as the noise falls: with it the steps of
@@ -223,6 +226,17 @@ class NegativeELBO(nn.Module):
                 loss = self.falling.move(loss, energy, scale, n_observed, exponent)
         return float(loss + dataset.log_volume)
 
+    def divergence(self, vae, dataset):
+        """KL divergence of a dataset's rows in this epoch, in nats, and its weight.
+
+        Both are arrays, without dimensions if there is one model.
+        """
+        per_row = self.kl.double().cpu().numpy() / len(dataset)
+        kl = 0.5 * (per_row + vae.prior.constant(vae.n_components))
+        is_weighted = self.training and not self.follows
+        weight = self.beta * (self.kl_factor if is_weighted else 1.0)
+        return kl, torch.as_tensor(weight).double().cpu().numpy()
+
     def anneal(self, progress, largest):
         """Set the factor of the KL divergence for when a part of training is over.
 
@@ -274,14 +288,17 @@ class NegativeELBO(nn.Module):
         return self.falling.best * self.falling.unit
 
     def begin_epoch(self, dataset):
-        """Start to collect what the scale, if it is not given, is computed from."""
+        """Start to collect the divergence, and what a scale that is not given needs."""
+        outside = torch.as_tensor(dataset.outside, dtype=torch.float32)
+        if self.kl is None:
+            self.kl = torch.zeros_like(outside, device=dataset.device)
+        # In place, as all that captured steps read.
+        self.kl.zero_()
         if self.learns_scale or self.follows:
-            outside = torch.as_tensor(dataset.outside, dtype=torch.float32)
             if self.power is None:
-                self.power = torch.zeros_like(outside, device=dataset.device)
+                self.power = torch.zeros_like(self.kl)
             if self.outside is None:
-                self.outside = torch.zeros_like(self.power)
-            # In place, since captured steps read them.
+                self.outside = torch.zeros_like(self.kl)
             self.power.zero_()
             self.outside.copy_(outside)
             self.has_outside = bool((outside > 0).any())

@@ -75,10 +75,12 @@ class GraphedSteps:
         return self._replay(batch)
 
     def _changed_tensors(self):
-        """What a step changes: weights, buffers, moments, sums for a learned scale."""
+        """What a step changes: weights, buffers, moments, and the sums of an epoch."""
         states = self.net.optimizer_.state.values()
         values = [value for state in states for value in state.values()]
-        values += [*self.net.module_.state_dict().values(), self.net.criterion_.power]
+        criterion = self.net.criterion_
+        values += self.net.module_.state_dict().values()
+        values += [criterion.kl, criterion.power]
         return [value for value in values if torch.is_tensor(value)]
 
     def _warm_up(self, batch):

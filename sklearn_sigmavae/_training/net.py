@@ -202,6 +202,7 @@ class VAENet(NeuralNet):
                 self._move_to_best_scale(prefix + "_loss", iterator.dataset)
         else:
             self.record_epoch(prefix, self._mean_loss(iterator, step_fn), iterator)
+        self._record_terms(prefix, iterator.dataset)
         if training:
             self.check_finite(self.history[-1, "batches", :, prefix + "_loss"])
             self.criterion_.end_epoch(iterator.dataset)
@@ -210,12 +211,26 @@ class VAENet(NeuralNet):
 
     def _move_to_best_scale(self, name, dataset):
         """Put losses in nats into the history, which has what forward returned."""
+        mean = self._mean_of_batches(name)
+        change = self.criterion_.in_nats(self.module_, mean, dataset) - mean
+        for row in self.history[-1, "batches"]:
+            if name in row:
+                row[name] += change
+
+    def _mean_of_batches(self, name):
+        """Mean of the losses of the last epoch, of batches of any sizes."""
         batches = [row for row in self.history[-1, "batches"] if name in row]
         sizes = [row[name.replace("loss", "batch_size")] for row in batches]
-        mean = np.average([row[name] for row in batches], weights=sizes)
-        change = self.criterion_.in_nats(self.module_, mean, dataset) - mean
-        for row in batches:
-            row[name] += change
+        return np.average([row[name] for row in batches], axis=0, weights=sizes)
+
+    def _record_terms(self, prefix, dataset):
+        """Record the two terms of the loss of an epoch, in nats per row."""
+        loss = self._mean_of_batches(prefix + "_loss")
+        kl, weight = self.criterion_.divergence(self.module_, dataset)
+        terms = {"kl": kl, "reconstruction": loss - weight * kl}
+        for name, value in terms.items():
+            value = value if value.ndim else value.item()
+            self.history.record(f"{prefix}_{name}", value)
 
     def record_epoch(self, prefix, loss, iterator):
         """Record the loss of an epoch as that of one large batch."""
