@@ -54,6 +54,11 @@ class SigmaVAEOutlierDetector(OutlierMixin, BaseEstimator):
 
     Notes
     -----
+    The model has learnt the training rows, so new rows of the same kind score lower,
+    and more of them are outliers than `contamination` says; with few rows and many
+    columns far more. Where that counts, set ``offset_`` to a quantile of the scores of
+    rows that were held out of :meth:`fit`.
+
     Rows may have gaps, NaN. A row is then judged by the entries that are known, of
     which each adds its own log-density: sort rows with many gaps out before.
 
