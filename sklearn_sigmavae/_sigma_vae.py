@@ -465,8 +465,9 @@ class SigmaVAE(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         -----
         UserWarning
             If `sigma` hides all of the data at the start, or is a tenth of the
-            residuals; if float32 does not resolve `sigma` beside a large column; if
-            `X_val` lies far outside of `X`, as it does in other units.
+            residuals; if no component is in use at the end; if float32 does not resolve
+            `sigma` beside a large column; if `X_val` lies far outside of `X`, as it
+            does in other units.
         ConvergenceWarning
             If no epoch improved on the start, if training ended below it or, at a
             constant rate, while the held-out bound was rising, or if a `sigma` of

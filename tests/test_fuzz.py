@@ -538,7 +538,6 @@ def test_steep_gradients_leave_no_gaps(noise, noise_scale):
     assert np.isfinite(vae.posterior(X, noise_scale=noise_scale)).all()
 
 
-@pytest.mark.filterwarnings("ignore:No component is in use")
 def test_the_scale_of_the_noise_of_constant_rows_is_a_number():
     rows = np.zeros((10, 5))
     vae = small_vae(noise=GeneralizedNormalNoise(8.0), init="random").fit(rows)

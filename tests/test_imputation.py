@@ -26,7 +26,7 @@ from sklearn_sigmavae.metrics import imputation_scorer
 
 pytestmark = [
     # Data of scikit-learn's checks is often constant or small beside sigma.
-    pytest.mark.filterwarnings("ignore:No component is in use"),
+    pytest.mark.filterwarnings("ignore:No component is in use at the start"),
     pytest.mark.filterwarnings("ignore:X is constant"),
     pytest.mark.filterwarnings("ignore:.*SCIPY_ARRAY_API is not set"),
 ]

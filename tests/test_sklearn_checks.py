@@ -9,7 +9,7 @@ from sklearn_sigmavae import MixturePrior, SigmaVAE
 # Data of the checks is often constant or small beside sigma=1, and has fewer columns
 # than there are components; the warnings that say so are tested where they belong.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:No component is in use"),
+    pytest.mark.filterwarnings("ignore:No component is in use at the start"),
     pytest.mark.filterwarnings("ignore:X is constant"),
     pytest.mark.filterwarnings("ignore:sigma='mle' reached its lower limit"),
     # Transforming arrays after fitting data frames, as these checks do, warns always.

@@ -61,7 +61,7 @@ def conclude(net, start, schedule):
     )
     # A start at PCA has warned of a sigma that hides all of the data.
     if not n_active and schedule.epochs and start.axes is None:
-        remarks.append(_NOTHING_LEARNT)
+        remarks.append(_nothing_learnt(criterion.noise))
     return FittedModel(
         module=vae,
         noise=criterion.noise,
@@ -121,12 +121,16 @@ class Remark(NamedTuple):
     of_sigma: bool = False
 
 
-_NOTHING_LEARNT = Remark(
-    UserWarning,
-    "No component is in use: all rows have the same code, and are decoded to the same "
-    "row. Lower sigma or beta, or start at PCA (init='pca', with linear_path=True).",
-    of_sigma=True,
-)
+def _nothing_learnt(noise):
+    remedy = "Lower beta, or train for more epochs."
+    if noise.has_scale:
+        remedy = "Lower sigma, or start at PCA (init='pca', with linear_path=True)."
+    return Remark(
+        UserWarning,
+        "No component is in use: all rows have the same code, and are decoded to the "
+        f"same row. {remedy}",
+        of_sigma=noise.has_scale,
+    )
 
 
 def _remarks(net, start, schedule, end_loss, residual):
