@@ -1,5 +1,6 @@
 """Timing in turns, files of results, and the tables and environment of a report."""
 
+import argparse
 import contextlib
 import gc
 import json
@@ -104,6 +105,22 @@ def attempt(key, job):
     except Exception:
         error = traceback.format_exc()
     return key, record, time.perf_counter() - start, error
+
+
+def run_and_report(description, jobs, report):
+    """The command line of a benchmark: run what its file of results lacks, and report.
+
+    The report gets what is found, and yields lines. Returns how many jobs failed.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("--n-jobs", type=int, default=-1)
+    parser.add_argument("--output", type=Path)
+    args = parser.parse_args()
+    results = Results(args.results)
+    n_failed = run_missing(jobs, results, n_jobs=args.n_jobs)
+    publish(report(results.found), args.output)
+    return n_failed
 
 
 def markdown(frame):

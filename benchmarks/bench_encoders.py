@@ -1,23 +1,20 @@
 """Whether smoother encoders generalise better from few rows.
 
-R. Shu et al. (arXiv:1805.08913) predict it for encoders whose input carries noise in
-training. Here that noise is none, or of 0.3 or 1 standard deviations of the input, for
-SigmaVAE and for networks without a linear path that see all directions; each is fitted
-to 300 rows of a table. The table has the bound of test rows at the encoder's
-posteriors, and at the refined ones, in nats per row: without noise, and what noise
-changes. The first is what the prediction is about; a smoother encoder that costs
-nothing in the second has trained a decoder that is as good.
+R. Shu et al. (arXiv:1805.08913) predict it for encoders that get noise at their input
+in training. Here it has 0, 0.3 or 1 standard deviations of the input, for SigmaVAE
+and for networks without a linear path that see all directions; each is fitted to 300
+rows of a table. The table has the bound of test rows at the encoder's posteriors, and
+at the refined ones, in nats per row: without noise, and what noise changes. The
+prediction is about the first; the second tells how good the decoder is.
 
     python benchmarks/bench_encoders.py --results FILE
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from _report import Results, environment, publish, run_missing
+from _report import environment, run_and_report
 from bench_sigma import NAMES, build, load
 from torch import nn
 
@@ -115,23 +112,14 @@ def pair(values, form):
 
 def main():
     """Fit what is missing, and print the table of what is there."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--tables", nargs="+", default=NAMES, choices=NAMES)
-    parser.add_argument("--n-jobs", type=int, default=-1)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
     jobs = {
         f"{name}/{way}/{scale}/{seed}": partial(measure, name, way, scale, seed)
         for seed in SEEDS
-        for name in args.tables
+        for name in NAMES
         for way in WAYS
         for scale in NOISES
     }
-    results = Results(args.results)
-    n_failed = run_missing(jobs, results, n_jobs=args.n_jobs)
-    publish(report(results.found), args.output)
-    return n_failed
+    return run_and_report(__doc__.splitlines()[0], jobs, report)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ the share of held-out rows that are taken for one is what a threshold costs. For
     python benchmarks/bench_outliers.py --results FILE
 """
 
-import argparse
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from _report import Results, environment, publish, run_missing
+from _report import environment, run_and_report
 from bench_sigma import NAMES, load
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import LocalOutlierFactor
@@ -71,20 +69,12 @@ def report(found):
 
 def main():
     """Fit what is missing, and print the table of what is there."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--n-jobs", type=int, default=-1)
-    parser.add_argument("--output", type=Path)
-    args = parser.parse_args()
     jobs = {
         f"{name}/{seed}": partial(measure, name, seed)
         for seed in SEEDS
         for name in NAMES
     }
-    results = Results(args.results)
-    n_failed = run_missing(jobs, results, n_jobs=args.n_jobs)
-    publish(report(results.found), args.output)
-    return n_failed
+    return run_and_report(__doc__.splitlines()[0], jobs, report)
 
 
 if __name__ == "__main__":

@@ -96,10 +96,11 @@ ax.spines[["top", "right"]].set_visible(False)
 #
 # The area under the ROC curve of spoilt against other rows, and how often the column
 # that is named first is the one that was spoilt, over three tables that are spoilt in
-# different places. The best way asks for just what was done here, one wrong entry in a
-# row: a normal distribution gives the mean and the standard deviation of each entry
-# given all others, and the entry that is the most standard deviations off counts. The
-# likelihood of a row comes next. It finds rows that are odd in other ways too, and as
+# different places. All have their default settings. The best way asks for just what was
+# done here, one wrong entry in a row: a normal distribution gives the mean and the
+# standard deviation of each entry given all others, and the entry that is the most
+# standard deviations off counts. The likelihood of a row comes next. It finds rows that
+# are odd in other ways too, and as
 # often as the first way it names the right column.
 # :class:`~sklearn.ensemble.IsolationForest` hardly sees that entries do not go
 # together.

@@ -32,14 +32,14 @@ def _find_vae(estimator, owner, restores):
     """The SigmaVAE, or the last step of a pipeline; ``TypeError`` if it is another."""
     while isinstance(estimator, Pipeline):
         *steps, (_, estimator) = estimator.steps
-        for name, step in steps:
+        for name, step in steps if restores else ():
             if step in (None, "passthrough"):
                 continue
-            if restores and not hasattr(step, "inverse_transform"):
+            if not hasattr(step, "inverse_transform"):
                 lacks = "has no inverse_transform"
-            elif restores and not get_tags(step).input_tags.allow_nan:
+            elif not get_tags(step).input_tags.allow_nan:
                 lacks = "takes no NaN"
-            elif restores and isinstance(step, SelectorMixin):
+            elif isinstance(step, SelectorMixin):
                 lacks = "drops columns, which would come back as zeros"
             else:
                 continue

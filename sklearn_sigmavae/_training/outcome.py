@@ -56,12 +56,8 @@ def conclude(net, start, schedule):
     if criterion.learns_scale or criterion.follows:
         # As a file would have it, to the last digit.
         scale = vae.units.common_scale(sigma)
-    remarks = list(
-        _remarks(net, start, schedule, end_loss, float(np.median(residuals)))
-    )
-    # A start at PCA has warned of a sigma that hides all of the data.
-    if not n_active and schedule.epochs and start.axes is None:
-        remarks.append(_nothing_learnt(criterion.noise))
+    residual = float(np.median(residuals))
+    remarks = _remarks(net, start, schedule, end_loss, n_active, residual)
     return FittedModel(
         module=vae,
         noise=criterion.noise,
@@ -121,21 +117,21 @@ class Remark(NamedTuple):
     of_sigma: bool = False
 
 
-def _nothing_learnt(noise):
-    remedy = "Lower beta, or train for more epochs."
-    if noise.has_scale:
-        remedy = "Lower sigma, or start at PCA (init='pca', with linear_path=True)."
-    return Remark(
-        UserWarning,
-        "No component is in use: all rows have the same code, and are decoded to the "
-        f"same row. {remedy}",
-        of_sigma=noise.has_scale,
-    )
-
-
-def _remarks(net, start, schedule, end_loss, residual):
+def _remarks(net, start, schedule, end_loss, n_active, residual):
     """Remarks on a fit; `residual` is the typical one, in internal units."""
     params, criterion, units = start.params, net.criterion_, net.module_.units
+    has_scale = criterion.noise.has_scale
+    # A start at PCA has warned of a sigma that hides all of the data.
+    if not n_active and schedule.epochs and start.axes is None:
+        remedy = "Lower beta, or train for more epochs."
+        if has_scale:
+            remedy = "Lower sigma, or start at PCA (init='pca', with linear_path=True)."
+        yield Remark(
+            UserWarning,
+            "No component is in use: all rows have the same code, and are decoded to "
+            f"the same row. {remedy}",
+            of_sigma=has_scale,
+        )
     networks = net.module_.encoder, net.module_.decoder
     # A linear model has nothing to gain.
     can_gain = any(getattr(each, "network", each) is not None for each in networks)
